@@ -4,9 +4,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help test lint clean
+.PHONY: help demo test lint clean
 
 help:
+	@echo "make demo   export, verify and time a trained model on real images"
 	@echo "make test   lint, type-check and run all tests"
 	@echo "make lint   lint and type-check only"
 
@@ -16,6 +17,9 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,ort,dev]'
 	@touch $@
+
+demo: $(READY)
+	$(BIN)/python scripts/demo.py examples/digits_crelu.pt examples/digits_samples.npz out/digits
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -47,6 +47,9 @@ torch.library.impl(OPERATOR, "default", _forward)
 torch.library.register_fake(OPERATOR, _forward)
 torch.library.register_autograd(OPERATOR, _backward, setup_context=_save_input)
 
+OVERLOAD = torch.ops.crelu_deploy.crelu.default
+"""The operator as it appears in an exported program."""
+
 
 def crelu(x: Tensor, dim: int = 1) -> Tensor:
     """Return ``cat(relu(x), relu(-x), dim)``: the extent of ``dim`` doubles.
@@ -65,7 +68,7 @@ def crelu(x: Tensor, dim: int = 1) -> Tensor:
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         # An opaque operator would keep the compiler from fusing what it can fuse.
         return _forward(x, dim)
-    result: Tensor = torch.ops.crelu_deploy.crelu(x, dim)
+    result: Tensor = OVERLOAD(x, dim)
     return result
 
 

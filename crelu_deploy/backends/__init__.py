@@ -1,0 +1,1 @@
+"""One module per runtime: ``build`` makes a target's artifact, ``load`` a runner of it."""

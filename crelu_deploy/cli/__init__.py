@@ -1,0 +1,50 @@
+"""The command line ``crelu VERB``, and ``crelu-export`` as the short name of ``crelu export``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from crelu_deploy.cli.commands import FAILED, cli
+from crelu_deploy.errors import DeployError
+
+USAGE, INTERRUPTED = 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and leave with its exit code; a user's mistake costs one line."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def export_main() -> None:
+    """``crelu-export``."""
+    main(["export", *sys.argv[1:]])
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command.
+
+    Returns:
+        0 when all is done and verified, 1 when a check, a build or an input failed, 2 for wrong
+        usage, 130 when interrupted.
+    """
+    try:
+        code = cli.main(list(arguments), prog_name="crelu", standalone_mode=False)
+    except click.UsageError as error:
+        help_ = f"{error.ctx.command_path} --help" if error.ctx else "crelu --help"
+        return _failed(USAGE, f"{error.format_message()} (see {help_})")
+    except click.ClickException as error:
+        return _failed(FAILED, error.format_message())
+    except DeployError as error:
+        return _failed(FAILED, str(error))
+    except (click.Abort, KeyboardInterrupt):
+        return _failed(INTERRUPTED, "interrupted; what was there before is unchanged")
+    return code or 0
+
+
+def _failed(code: int, message: str) -> int:
+    line = " ".join(message.split())
+    click.echo(f"error: {''.join(c if c.isprintable() else '?' for c in line)}", err=True)
+    return code

@@ -1,0 +1,266 @@
+"""The verbs: arguments to calls, results to ``render``.
+
+What a verb needs beyond the options is imported when it runs, so that help and errors are instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from crelu_deploy import __version__, render
+from crelu_deploy.bundle import Bundle
+from crelu_deploy.cli import options
+from crelu_deploy.cli.output import Output
+from crelu_deploy.doctor import diagnose
+from crelu_deploy.errors import CheckpointError
+from crelu_deploy.targets import Options
+
+OK, FAILED = 0, 1
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="crelu")
+def cli() -> None:
+    """Export CReLU networks to verified, faster ONNX Runtime artifacts."""
+
+
+@cli.command()
+@click.argument("model", type=options.FILE)
+@click.option("-o", "--out", type=options.FILE, help="The bundle's folder.")
+@options.TRUST
+@options.exporting
+@options.limits
+@options.output
+def export(
+    model: Path,
+    out: Path | None,
+    trust: bool,
+    exporting: options.Export,
+    limits: options.Limits,
+    output: Output,
+) -> int:
+    """Turn a checkpoint into a bundle: portable ONNX, samples, the fastest form for this CPU."""
+    with output:
+        _require(model)
+        output.progress("start PyTorch")
+        from crelu_deploy import exporter
+
+        bundle = exporter.export(
+            model,
+            out,
+            trust=trust,
+            tolerance=limits.tolerance,
+            progress=output.progress,
+            **exporting.arguments(),
+        )
+        output.result(render.export_json(bundle), *render.export_parts(bundle))
+    return OK
+
+
+def _require(model: Path) -> None:
+    """Refuse a missing file before PyTorch is started."""
+    if not model.exists():
+        raise CheckpointError(f"{model}: no such file")
+
+
+@cli.command()
+@click.argument("file", type=options.FILE)
+@options.output
+def inspect(file: Path, output: Output) -> int:
+    """List the CReLU sites of an ONNX file or a bundle, and what only looks like one."""
+    from crelu_deploy import optimizer
+
+    with output:
+        output.progress("recognise CReLU")
+        found = optimizer.inspect(file)
+        output.result(render.inspection_json(found), *render.inspection_tables(found))
+    return OK
+
+
+@cli.command()
+@click.argument("source", metavar="IN.onnx", type=options.FILE)
+@click.option("-o", "--out", type=options.FILE, required=True, help="The file to write.")
+@options.LOWERING
+@options.INPUT
+@click.option("--no-check", is_flag=True, help="Do not compare with the original.")
+@options.limits
+@options.output
+def optimize(
+    source: Path,
+    out: Path,
+    lowering: str,
+    inputs: tuple[str, ...],
+    no_check: bool,
+    limits: options.Limits,
+    output: Output,
+) -> int:
+    """Lower the CReLUs of any ONNX file, and check the result against it on random inputs."""
+    from crelu_deploy import optimizer
+
+    with output:
+        done = optimizer.optimize(
+            source,
+            out,
+            lowering=lowering,
+            inputs=inputs,
+            check=not no_check,
+            tolerance=limits.tolerance,
+            progress=output.progress,
+        )
+        output.result(render.optimized_json(done), *render.optimized_parts(done, out))
+    return OK
+
+
+@cli.command()
+@click.argument("bundle", type=options.FILE)
+@options.TARGETS
+@options.TRUST
+@options.running
+@options.output
+def build(
+    bundle: Path,
+    targets: tuple[str, ...],
+    trust: bool,
+    running: options.Running,
+    output: Output,
+) -> int:
+    """Build targets of a bundle; ort-cpu when none is named."""
+    from crelu_deploy import pipeline
+
+    with output:
+        settings = Options(running.threads, trust, running.verbose)
+        done = pipeline.build(bundle, targets or ("ort-cpu",), settings, progress=output.progress)
+        output.result(render.builds_json(done), render.builds_table(done))
+    return _verdict([str(b.target) for b in done if b.error], len(done))
+
+
+@cli.command()
+@click.argument("bundle", type=options.FILE)
+@options.TARGETS
+@options.TRUST
+@options.running
+@options.limits
+@options.output
+def verify(
+    bundle: Path,
+    targets: tuple[str, ...],
+    trust: bool,
+    running: options.Running,
+    limits: options.Limits,
+    output: Output,
+) -> int:
+    """Compare targets of a bundle with PyTorch's recorded outputs; every built one by default."""
+    from crelu_deploy import pipeline
+
+    with output:
+        opened = Bundle.open(bundle)
+        settings = Options(running.threads, trust, running.verbose)
+        found = pipeline.verify(
+            opened,
+            targets,
+            settings,
+            tolerance=limits.tolerance,
+            progress=output.progress,
+        )
+        table = render.verifications_table(found, len(opened.samples))
+        output.result(render.verifications_json(found), table)
+    return _verdict([str(v.target) for v in found if not v.passed], len(found))
+
+
+@cli.command()
+@click.argument("bundle", type=options.FILE)
+@options.TARGETS
+@options.TRUST
+@options.running
+@options.measuring
+@options.limits
+@options.output
+def bench(
+    bundle: Path,
+    targets: tuple[str, ...],
+    trust: bool,
+    running: options.Running,
+    measuring: options.Measuring,
+    limits: options.Limits,
+    output: Output,
+) -> int:
+    """Time targets of a bundle, interleaved, beside the plain ONNX graph."""
+    from crelu_deploy import pipeline
+
+    with output:
+        found = pipeline.bench(
+            bundle,
+            targets,
+            Options(running.threads, trust, running.verbose),
+            batches=measuring.batches,
+            effort=measuring.effort,
+            tolerance=limits.tolerance,
+            progress=output.progress,
+        )
+        output.result(render.benchmark_json(found), render.benchmark_table(found))
+    failed = [str(v.target) for v in found.verifications if not v.passed]
+    return _verdict([*failed, *found.refused], len(found.verifications))
+
+
+@cli.command()
+@click.argument("model", type=options.FILE)
+@click.option("-o", "--out", type=options.FILE, help="The bundle's folder.")
+@options.TARGETS
+@options.TRUST
+@options.exporting
+@options.running
+@options.measuring
+@options.limits
+@options.output
+def deploy(
+    model: Path,
+    out: Path | None,
+    targets: tuple[str, ...],
+    trust: bool,
+    exporting: options.Export,
+    running: options.Running,
+    measuring: options.Measuring,
+    limits: options.Limits,
+    output: Output,
+) -> int:
+    """Export, build, verify and time, in one go; ort-cpu when no target is named."""
+    with output:
+        _require(model)
+        output.progress("start PyTorch")
+        from crelu_deploy import deployment
+
+        done = deployment.deploy(
+            model,
+            out,
+            targets=targets or ("ort-cpu",),
+            options=Options(running.threads, trust, running.verbose),
+            batches=measuring.batches,
+            effort=measuring.effort,
+            tolerance=limits.tolerance,
+            progress=output.progress,
+            **exporting.arguments(),
+        )
+        output.result(render.deployment_json(done), *render.deployment_parts(done))
+    return _verdict(done.failed, len(done.builds))
+
+
+@cli.command()
+@options.output
+def doctor(output: Output) -> int:
+    """Say which backends work on this machine and how to get the others."""
+    with output:
+        output.progress("load every runtime")
+        found = diagnose()
+        output.result(render.health_json(found), render.health_table(found))
+    return OK if any(h.works for h in found if h.backend == "ort-cpu") else FAILED
+
+
+def _verdict(failed: Sequence[str], total: int) -> int:
+    if not failed:
+        return OK
+    names = ", ".join(dict.fromkeys(failed))
+    click.echo(f"error: {len(failed)} of {total} targets failed ({names})", err=True)
+    return FAILED

@@ -1,0 +1,229 @@
+"""The options that commands share, each group read into one object."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from crelu_deploy import shapes, targets
+from crelu_deploy.accuracy import Tolerance
+from crelu_deploy.cli.output import Output
+from crelu_deploy.latency import Effort
+from crelu_deploy.lowerings import LOWERINGS
+from crelu_deploy.targets import AUTO, unknown
+
+Command = Callable[..., Any]
+
+FILE = click.Path(path_type=Path)
+
+
+class Text(click.ParamType):  # type: ignore[type-arg]
+    """Text in a form that ``check`` knows; its ``ValueError`` is a wrong usage."""
+
+    def __init__(self, name: str, check: Callable[[str], object]) -> None:
+        self.name = name
+        self.check = check
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the text, which whatever it is passed to reads again."""
+        try:
+            self.check(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+
+def _check_lowering(text: str) -> None:
+    if text not in (AUTO, *LOWERINGS):
+        raise ValueError(unknown("lowering", text, (AUTO, *LOWERINGS)))
+
+
+def _read_batches(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = (0,)
+    if min(sizes) < 1:
+        raise ValueError(f"batch {text!r}: expected positive numbers such as 1,8")
+    return sizes
+
+
+def _check_samples(text: str) -> None:
+    if text.isdecimal() and not 1 <= int(text) <= 10_000:
+        raise ValueError(f"samples {text!r}: expected 1 to 10000, or an NPZ file")
+
+
+INPUT = click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    type=Text("[NAME:]SIZES", shapes.parse_shape),
+    help="Shape of an input, such as 1x3x224x224. Repeatable.",
+)
+
+LOWERING = click.option(
+    "--lowering",
+    type=Text("LOWERING", _check_lowering),
+    default=AUTO,
+    show_default=True,
+    help=f"One form for all sites ({', '.join(LOWERINGS)}), or auto: a rule's choice per site.",
+)
+
+TARGETS = click.option(
+    "-t",
+    "--target",
+    "targets",
+    multiple=True,
+    type=Text("BACKEND[:LOWERING]", targets.Target.parse),
+    help="What to build, verify or time. Repeatable.",
+)
+
+TRUST = click.option("--trust", is_flag=True, help="Load files that can run code.")
+
+
+@dataclass(frozen=True)
+class Export:
+    """How a checkpoint is exported."""
+
+    arch: str | None
+    ema: bool
+    inputs: tuple[str, ...]
+    dynamic: tuple[str, ...]
+    opset: int
+    samples: str
+    seed: int
+
+    def arguments(self) -> dict[str, Any]:
+        """Return keyword arguments of ``export`` and ``deploy``."""
+        samples = int(self.samples) if self.samples.isdecimal() else Path(self.samples)
+        return {**vars(self), "samples": samples}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What counts as equal, where the user says so."""
+
+    atol: float | None
+    rtol: float | None
+
+    @property
+    def tolerance(self) -> Tolerance | None:
+        """The tolerance, or None for the one of the outputs' types."""
+        if self.atol is None and self.rtol is None:
+            return None
+        return Tolerance(self.atol or 0.0, self.rtol or 0.0)
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How long to measure, at which batch sizes."""
+
+    batch: str
+    runs: int
+    seconds: float
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """The batch sizes."""
+        return _read_batches(self.batch)
+
+    @property
+    def effort(self) -> Effort:
+        """The number of runs and the time limit."""
+        return Effort(runs=self.runs, seconds=self.seconds)
+
+
+@dataclass(frozen=True)
+class Running:
+    """How runtimes run."""
+
+    threads: int | None
+    verbose: bool
+
+
+def _group(name: str, kind: type[Any], *options: Command) -> Callable[[Command], Command]:
+    """Return a decorator that adds options and passes them to the command as one object."""
+    fields = [field.name for field in dataclasses.fields(kind) if field.init]
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def grouped(**values: Any) -> Any:
+            read = kind(**{field: values.pop(field) for field in fields})
+            return command(**values, **{name: read})
+
+        for option in reversed(options):
+            grouped = option(grouped)
+        return grouped
+
+    return decorate
+
+
+exporting = _group(
+    "exporting",
+    Export,
+    click.option("--arch", help="Architecture: a name, or package.module:factory."),
+    click.option("--ema", is_flag=True, help="Take the moving average of the weights."),
+    INPUT,
+    click.option(
+        "--dynamic",
+        multiple=True,
+        type=Text("[NAME:]AXES", shapes.parse_axes),
+        help="Axes that may vary beside the batch, such as 2,3; 'none' fixes all.",
+    ),
+    click.option("--opset", type=click.IntRange(7), default=20, show_default=True),
+    click.option(
+        "--samples",
+        type=Text("N|FILE.npz", _check_samples),
+        default="2",
+        show_default=True,
+        help="How many random inputs to verify on, or real ones by input name.",
+    ),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+)
+
+limits = _group(
+    "limits",
+    Limits,
+    click.option("--atol", type=click.FloatRange(min=0), help="Relative to the output's RMS."),
+    click.option("--rtol", type=click.FloatRange(min=0), help="Relative to each element."),
+)
+
+measuring = _group(
+    "measuring",
+    Measuring,
+    click.option(
+        "--batch",
+        type=Text("SIZES", _read_batches),
+        default="1",
+        show_default=True,
+        help="Batch sizes, such as 1,8.",
+    ),
+    click.option("--runs", type=click.IntRange(1), default=200, show_default=True),
+    click.option(
+        "--seconds",
+        type=click.FloatRange(min=0.1),
+        default=20.0,
+        show_default=True,
+        help="Limit for each batch size.",
+    ),
+)
+
+running = _group(
+    "running",
+    Running,
+    click.option("--threads", type=click.IntRange(1), help="Threads of one call."),
+    click.option("-v", "--verbose", is_flag=True, help="The runtimes' own logs."),
+)
+
+output = _group(
+    "output",
+    Output,
+    click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+    click.option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
+)

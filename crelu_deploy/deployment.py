@@ -1,0 +1,82 @@
+"""The whole way, from a checkpoint to timed targets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Unpack
+
+import torch
+
+from crelu_deploy.bundle import Bundle
+from crelu_deploy.exporter import ExportSettings, export
+from crelu_deploy.latency import Effort
+from crelu_deploy.pipeline import (
+    DEFAULT,
+    EFFORT,
+    AnyTarget,
+    Progress,
+    bench,
+    build,
+    silent,
+)
+from crelu_deploy.results import Benchmark, Build
+from crelu_deploy.targets import BASELINE, Options
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What ``deploy`` made and found.
+
+    Attributes:
+        bundle: The folder.
+        builds: How the build of each target ended.
+        benchmark: Verification and latency of the targets that were built.
+    """
+
+    bundle: Bundle
+    builds: tuple[Build, ...]
+    benchmark: Benchmark
+
+    @property
+    def failed(self) -> list[str]:
+        """The targets that were not built or not verified."""
+        unbuilt = [str(b.target) for b in self.builds if b.error]
+        return unbuilt + [str(v.target) for v in self.benchmark.verifications if not v.passed]
+
+
+def deploy(
+    model: str | os.PathLike[str] | torch.nn.Module,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    targets: Sequence[AnyTarget] = ("ort-cpu",),
+    options: Options = DEFAULT,
+    batches: Sequence[int] = (1,),
+    effort: Effort = EFFORT,
+    progress: Progress = silent,
+    **settings: Unpack[ExportSettings],
+) -> Deployment:
+    """Export, build, verify and time; a target stops at its first failure, the others go on.
+
+    Every argument is one of ``export``, of ``build`` or of ``bench``.
+
+    Raises:
+        CheckpointError: The file cannot be loaded.
+        ExportError: The module cannot be run or exported, or the result differs from PyTorch's.
+        BuildError: The folder cannot be written.
+    """
+    settings = {**settings, "trust": options.trust or settings.get("trust", False)}
+    bundle = export(model, out, progress=progress, **settings)
+    builds = build(bundle, targets, options, progress=progress)
+    able = [done.target for done in builds if not done.error]
+    benchmark = bench(
+        bundle,
+        able or [BASELINE],
+        options,
+        batches=batches,
+        effort=effort,
+        tolerance=settings.get("tolerance"),
+        progress=progress,
+    )
+    return Deployment(bundle, builds, benchmark)

@@ -1,0 +1,50 @@
+"""Where a figure was measured: hardware, operating system, versions."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = (
+    "crelu-deploy",
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that matter here, of those that are installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def environment(threads: int) -> dict[str, object]:
+    """Return what a latency depends on; ``threads`` is the number that one call uses."""
+    return {
+        "cpu": cpu_name(),
+        "threads": threads,
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "versions": versions(),
+    }
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the operating system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,281 @@
+"""A PyTorch network becomes a bundle: canonical ONNX, samples, PyTorch's outputs for them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from crelu_deploy import checkpoint
+from crelu_deploy.accuracy import TOLERANCES, Tolerance
+from crelu_deploy.bundle import (
+    FORMAT,
+    MODEL,
+    SAMPLES,
+    Bundle,
+    check_destination,
+    sha256,
+)
+from crelu_deploy.environment import versions
+from crelu_deploy.errors import ExportError
+from crelu_deploy.memory import release
+from crelu_deploy.passes import clean
+from crelu_deploy.pipeline import Progress, build, silent, verify
+from crelu_deploy.recognition import Recognition, recognize
+from crelu_deploy.recording import record, run
+from crelu_deploy.runner import TensorSpec
+from crelu_deploy.samples import Sample, random_inputs, save_samples
+from crelu_deploy.shapes import parse_axes, parse_shape, resolve
+from crelu_deploy.sites import find_sites
+from crelu_deploy.staging import staged_folder
+from crelu_deploy.targets import AUTO, Target
+from crelu_deploy.tracing import input_names, trace
+from crelu_deploy.writing import save_model
+
+DEFAULT_OPSET = 20
+DEFAULT_SAMPLES = 2
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network to export and where it comes from.
+
+    Attributes:
+        module: The network, in evaluation mode.
+        names: Its inputs in order.
+        shapes: Their example shapes, where the architecture tells.
+        outputs: Names of its outputs; empty where nothing tells.
+        notes: What was done to get it.
+        record: The manifest's entry; None for a module in memory.
+    """
+
+    module: torch.nn.Module
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...] | None = None
+    outputs: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    record: Mapping[str, Any] | None = None
+
+
+class ExportSettings(TypedDict, total=False):
+    """How a network is exported; every key may be left out.
+
+    Attributes:
+        arch: A key of ``models.MODELS``, or ``package.module:factory``, for weights whose
+            architecture the file does not tell.
+        trust: Allow a file that can run code to be loaded; False when left out.
+        ema: Take the moving average of the weights where the checkpoint has one.
+        inputs: ``[NAME:]1x3x224x224`` per input whose example shape is not known.
+        dynamic: ``[NAME:]AXES`` that may vary beside the batch, such as ``2,3``; ``none`` fixes
+            the batch too.
+        opset: Version of the ONNX operators; 20 when left out.
+        samples: How many random inputs to record, 2 when left out, or an NPZ file with real ones
+            by input name.
+        seed: Of the random inputs; 0 when left out.
+        tolerance: What counts as equal to PyTorch, instead of what each output's type tells.
+    """
+
+    arch: str | None
+    trust: bool
+    ema: bool
+    inputs: Sequence[str]
+    dynamic: Sequence[str]
+    opset: int
+    samples: int | str | os.PathLike[str]
+    seed: int
+    tolerance: Tolerance | None
+
+
+def export(
+    model: str | os.PathLike[str] | torch.nn.Module,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    progress: Progress = silent,
+    **settings: Unpack[ExportSettings],
+) -> Bundle:
+    """Write a bundle and verify it: the portable model, and the fastest form for the CPU.
+
+    Args:
+        model: A checkpoint, or a module, which is exported in evaluation mode and left as it was.
+        out: The folder; ``<name of the checkpoint>.crelu`` when None. An earlier bundle there is
+            replaced when the new one is complete.
+        progress: Told what is being done.
+        **settings: See ``ExportSettings``.
+
+    Raises:
+        CheckpointError: The file cannot be loaded.
+        ExportError: The module cannot be run or exported, or the result differs from PyTorch's.
+        BuildError: The folder cannot be written.
+    """
+    path = _destination(model, out)
+    check_destination(path)
+    progress("load")
+    source = _source(model, settings)
+    with _evaluating(source.module):
+        exported = _exported(source, settings, progress)
+    with staged_folder(path) as stage:
+        bundle = _write(stage, source, exported)
+        build(bundle, VERIFIED, progress=progress)
+        # The runtime makes its own copies of the weights: make room for them.
+        del source, exported
+        bundle.loaded = None
+        release()
+        bundle.record((), verification=_verified(bundle, settings.get("tolerance"), progress))
+    return Bundle(path, bundle.manifest)
+
+
+def _destination(model: object, out: str | os.PathLike[str] | None) -> Path:
+    if out is not None:
+        return Path(os.path.abspath(out))
+    if not isinstance(model, str | os.PathLike):
+        raise TypeError("a module in memory has no name: say where to write with out=")
+    return Path(os.path.abspath(Path(model).with_suffix(".crelu").name))
+
+
+def _source(model: str | os.PathLike[str] | torch.nn.Module, settings: ExportSettings) -> Source:
+    if isinstance(model, torch.nn.Module):
+        return Source(model, input_names(model))
+    arch, ema = settings.get("arch"), settings.get("ema", False)
+    loaded = checkpoint.load(model, arch=arch, trust=settings.get("trust", False), ema=ema)
+    path = Path(os.path.abspath(model))
+    entry = {
+        "path": str(path),
+        "sha256": sha256(path),
+        "format": loaded.format.value,
+        "arch": arch or loaded.arch,
+        "ema": ema,
+    }
+    names = loaded.input_names or input_names(loaded.module)
+    return Source(
+        loaded.module, names, loaded.input_shapes, loaded.output_names, loaded.notes, entry
+    )
+
+
+@contextmanager
+def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, and every part of it back to its own mode."""
+    training = [part for part in module.modules() if part.training]
+    if training:
+        module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A recognised model and what PyTorch computes for its samples."""
+
+    model: ir.Model
+    recognition: Recognition
+    samples: tuple[Sample, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def _exported(source: Source, settings: ExportSettings, progress: Progress) -> Exported:
+    shapes = [parse_shape(text) for text in settings.get("inputs", ())]
+    axes = [parse_axes(text) for text in settings.get("dynamic", ())]
+    inputs = resolve(source.names, source.shapes, shapes, axes)
+    dtype, seed = _dtype(source.module), settings.get("seed", 0)
+    specs = tuple(TensorSpec(one.name, dtype, one.shape) for one in inputs)
+    example = random_inputs(specs, {one.name: one.shape for one in inputs}, seed)
+    progress("run PyTorch")
+    names = source.outputs or tuple(run(source.module, example, ()))
+    progress("export to ONNX")
+    tensors = [torch.from_numpy(x) for x in example.values()]
+    opset = settings.get("opset", DEFAULT_OPSET)
+    traced = trace(source.module, tensors, inputs, outputs=names, opset=opset)
+    progress("recognise CReLU")
+    recognition = recognize(traced)
+    model = clean(traced)
+    for value in traced.graph.initializers.values():
+        value.const_value = None  # PyTorch's rewrite rules keep the last graph they saw
+    model.producer_name, model.producer_version = "crelu-deploy", version("crelu-deploy")
+    specs = tuple(_spec(value, dtype) for value in model.graph.inputs)
+    progress("record PyTorch's outputs")
+    samples = settings.get("samples", DEFAULT_SAMPLES)
+    recorded, notes = record(source.module, inputs, specs, names, samples, seed)
+    return Exported(model, recognition, recorded, specs, names, (*source.notes, *notes))
+
+
+def _dtype(module: torch.nn.Module) -> str:
+    """Return the element type of the inputs: that of the weights."""
+    dtypes = []
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.device.type != "cpu":
+            raise ExportError(
+                f"the module is on {tensor.device}; PyTorch's outputs are recorded on the CPU, "
+                "which computes in full precision: export module.cpu()"
+            )
+        if tensor.is_floating_point() or tensor.is_complex():
+            dtypes.append(str(tensor.dtype).removeprefix("torch."))
+    for dtype in dtypes:
+        if dtype not in TOLERANCES:
+            raise ExportError(
+                f"the module has weights in {dtype}, expected {', '.join(TOLERANCES)}; "
+                "export module.float()"
+            )
+    return dtypes[0] if dtypes else "float32"
+
+
+def _spec(value: ir.Value, dtype: str) -> TensorSpec:
+    dims = tuple(d if isinstance(d, int) else str(d) for d in value.shape or ())
+    return TensorSpec(str(value.name), value.dtype.numpy().name if value.dtype else dtype, dims)
+
+
+def _write(stage: Path, source: Source, exported: Exported) -> Bundle:
+    files = save_model(exported.model, stage / MODEL)
+    try:
+        onnx.checker.check_model(str(stage / MODEL), full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"the exported model is not valid ONNX: {error}") from error
+    save_samples(stage / SAMPLES, exported.samples)
+    bundle = Bundle(stage, {"format": FORMAT, "files": {}}, exported.model)
+    bundle.record(
+        (*files, stage / SAMPLES),
+        versions=versions(),
+        source=source.record,
+        opset=exported.model.opset_imports[""],
+        inputs=[asdict(spec) for spec in exported.inputs],
+        outputs=list(exported.outputs),
+        sites=[asdict(site) for site in find_sites(exported.model)],
+        near_misses=[asdict(miss) for miss in exported.recognition.near_misses],
+        notes=list(exported.notes),
+        targets={},
+        verification={},
+    )
+    return bundle
+
+
+VERIFIED = (Target("ort-cpu", "function"), Target("ort-cpu", AUTO))
+"""What every export ends with: the portable model as it is, and the fastest form for the CPU."""
+
+
+def _verified(
+    bundle: Bundle, tolerance: Tolerance | None, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """Return the manifest's entries; a target that differs from PyTorch ends the export."""
+    entries = {}
+    for result in verify(bundle, VERIFIED, tolerance=tolerance, progress=progress):
+        if result.comparison is None:
+            why = result.error.replace(f"{bundle.path}{os.sep}", "")  # a folder soon removed
+            raise ExportError(f"{result.target} cannot be verified: {why}")
+        if not result.passed:
+            raise ExportError(
+                f"{result.target} differs from PyTorch: score {result.comparison.score:.3g}, "
+                f"limit 1; worst: {result.comparison.worst}"
+            )
+        entries[str(result.target)] = {"passed": True, **asdict(result.comparison)}
+    return entries

@@ -1,0 +1,86 @@
+"""Wall-clock latency of several callables, interleaved in one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall-clock latency of one call, in milliseconds.
+
+    Attributes:
+        median: The 50th percentile.
+        p10: The 10th percentile.
+        p90: The 90th percentile.
+        runs: The number of timed calls.
+    """
+
+    median: float
+    p10: float
+    p90: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure.
+
+    Attributes:
+        runs: Timed calls of each callable, unless the time is up.
+        warmup: Calls of each before, not timed.
+        seconds: Limit for all callables together, which leaves each ``MINIMUM`` timed calls.
+    """
+
+    runs: int = 200
+    warmup: int = 10
+    seconds: float = 20.0
+
+
+MINIMUM = 5
+"""Timed calls that no time limit takes away."""
+
+
+def measure(
+    calls: Mapping[str, Callable[[], object]],
+    effort: Effort,
+    progress: Callable[[float], None] = lambda _: None,
+) -> dict[str, Latency]:
+    """Time the calls round by round, in alternating order, so that drift hits all alike.
+
+    Args:
+        calls: What to time, by name; a call returns when its result is complete.
+        effort: How often, and for how long.
+        progress: Told the finished share, 0 to 1.
+    """
+    for call in calls.values():
+        for _ in range(effort.warmup):
+            call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for share in _rounds(effort):
+        order = list(calls) if len(times[next(iter(calls))]) % 2 == 0 else list(calls)[::-1]
+        for name in order:
+            start = time.perf_counter()
+            calls[name]()
+            times[name].append((time.perf_counter() - start) * 1e3)
+        progress(share)
+    return {name: _summary(values) for name, values in times.items()}
+
+
+def _rounds(effort: Effort) -> Iterator[float]:
+    """Count rounds until the runs or the seconds are used up, giving the finished share."""
+    start = time.perf_counter()
+    for done in range(effort.runs):
+        spent = (time.perf_counter() - start) / effort.seconds
+        if done >= MINIMUM and spent >= 1:
+            return
+        yield max(done / effort.runs, min(spent, 1.0))
+
+
+def _summary(milliseconds: list[float]) -> Latency:
+    p10, median, p90 = (float(v) for v in np.percentile(milliseconds, (10, 50, 90)))
+    return Latency(median, p10, p90, len(milliseconds))

@@ -1,0 +1,222 @@
+"""Any ONNX file becomes a lowered one, checked against the original before it is written."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from crelu_deploy import plan
+from crelu_deploy.accuracy import Comparison, Tolerance, compare_outputs, worst_of
+from crelu_deploy.errors import BuildError, DeployError, UnsupportedModel
+from crelu_deploy.lowerings import lower
+from crelu_deploy.passes import clean
+from crelu_deploy.pipeline import Progress, silent
+from crelu_deploy.reading import read_model
+from crelu_deploy.recognition import NearMiss, OpaqueSite, recognize
+from crelu_deploy.runner import Runner, TensorSpec
+from crelu_deploy.samples import random_inputs
+from crelu_deploy.shapes import parse_shape
+from crelu_deploy.sites import Site, find_sites
+from crelu_deploy.targets import AUTO, BACKENDS, Options
+from crelu_deploy.writing import save_model
+
+SEEDS = (0, 1)
+"""One random input each for the check."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known about the sites of a model.
+
+    Attributes:
+        sites: Every CReLU, those that no canonical node expresses included.
+        near_misses: What looks like one and is none.
+    """
+
+    sites: tuple[Site, ...]
+    near_misses: tuple[NearMiss, ...]
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """What ``optimize`` did.
+
+    Attributes:
+        inspection: The sites of the original.
+        lowerings: Site -> the lowering it has now.
+        reasons: Site -> why it did not get the lowering that was asked for.
+        before: Operator -> how many nodes the original had.
+        after: The same for the result.
+        comparison: Distance of the result's outputs from the original's; None if not checked.
+        bit_equal: Whether all outputs were equal bit for bit; None if not checked.
+    """
+
+    inspection: Inspection
+    lowerings: Mapping[str, str]
+    reasons: Mapping[str, str]
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+    comparison: Comparison | None
+    bit_equal: bool | None
+
+
+def inspect(path: str | Path) -> Inspection:
+    """Return the sites of an ONNX file or a bundle; nothing is changed."""
+    return _recognized(read_model(path))[1]
+
+
+def optimize(
+    source: str | Path,
+    out: str | Path,
+    *,
+    lowering: str = AUTO,
+    inputs: Sequence[str] = (),
+    check: bool = True,
+    tolerance: Tolerance | None = None,
+    progress: Progress = silent,
+) -> Optimized:
+    """Write a lowered copy of an ONNX file after checking it on random inputs.
+
+    Args:
+        source: The original, which stays as it is.
+        out: The file to write; an earlier one is replaced in one step.
+        lowering: A name in ``LOWERINGS``, or ``auto`` for the rule's choice per site.
+        inputs: ``[NAME:]1x3x224x224`` for inputs whose dynamic axes cannot be guessed.
+        check: Compare both files on ONNX Runtime; without it only the structure is checked.
+        tolerance: What counts as equal, instead of what each output's element type tells.
+        progress: Told what is being done.
+
+    Raises:
+        UnsupportedModel: The original cannot be read, run or lowered, or the result differs.
+        BuildError: The file cannot be written.
+    """
+    source, out = Path(source), Path(out)
+    if out.exists() and source.exists() and out.samefile(source):
+        raise BuildError(f"{out}: is the original itself; choose another name with -o")
+    progress("recognise CReLU")
+    model = read_model(source)
+    before = _operators(model)
+    model, inspection = _recognized(model)
+    cleaned = clean(model)
+    lowered = lower(cleaned, plan.by_rule(cleaned) if lowering == AUTO else lowering)
+    progress("compare with the original")
+    comparison, bit_equal = _checked(lowered.model, source, inputs, tolerance, check)
+    save_model(lowered.model, out)
+    changes = (inspection, lowered.applied, lowered.reasons, before, _operators(lowered.model))
+    return Optimized(*changes, comparison, bit_equal)
+
+
+def _checked(
+    model: ir.Model,
+    source: Path,
+    inputs: Sequence[str],
+    tolerance: Tolerance | None,
+    compare: bool,
+) -> tuple[Comparison | None, bool | None]:
+    with tempfile.TemporaryDirectory() as folder:
+        candidate = Path(folder) / "model.onnx"
+        save_model(model, candidate)
+        _check_structure(source, candidate)
+        return _compare(source, candidate, inputs, tolerance) if compare else (None, None)
+
+
+def _recognized(model: ir.Model) -> tuple[ir.Model, Inspection]:
+    found = recognize(model)
+    sites = (*find_sites(model), *(_opaque(site) for site in found.opaque))
+    return model, Inspection(sites, found.near_misses)
+
+
+def _opaque(site: OpaqueSite) -> Site:
+    return Site(
+        site.name, "", site.spelling, site.activation, site.axis, False, "", (), False, site.reason
+    )
+
+
+def _operators(model: ir.Model) -> dict[str, int]:
+    nodes = (n.op_type if not n.domain else f"{n.domain}.{n.op_type}" for n in model.graph)
+    return dict(sorted(Counter(nodes).items()))
+
+
+def _check_structure(source: Path, candidate: Path) -> None:
+    try:
+        onnx.checker.check_model(str(candidate), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        try:
+            onnx.checker.check_model(str(source), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as own:
+            reason = " ".join(str(own).split())
+            raise UnsupportedModel(f"{source}: not a valid ONNX model: {reason}") from own
+        raise UnsupportedModel(f"{source}: lowering it made an invalid model: {error}") from error
+
+
+def _compare(
+    source: Path, candidate: Path, inputs: Sequence[str], tolerance: Tolerance | None
+) -> tuple[Comparison, bool]:
+    runtime = BACKENDS["ort-cpu"].implementation()
+    options = Options(threads=1)
+    with (
+        runtime.open_session(source, options) as original,
+        runtime.open_session(candidate, options) as lowered,
+    ):
+        shapes = _shapes(source, original, inputs)
+        found, equal = [], True
+        for seed in SEEDS:
+            feeds = random_inputs(original.inputs, shapes, seed)
+            expected, actual = original(feeds), lowered(feeds)
+            found.append(compare_outputs(actual, expected, f"input {seed} ", tolerance))
+            equal &= all(_same_bits(actual[n], expected[n]) for n in expected if n in actual)
+    comparison = worst_of(found)
+    if not comparison.passed:
+        raise UnsupportedModel(
+            f"{source}: the lowered model differs, nothing was written: score "
+            f"{comparison.score:.3g}, limit 1; worst: {comparison.worst}"
+        )
+    return comparison, equal
+
+
+def _same_bits(first: Any, second: Any) -> bool:
+    return bool(np.array_equal(first, second, equal_nan=first.dtype.kind == "f"))
+
+
+def _shapes(source: Path, runner: Runner, inputs: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return input shapes that the original runs on."""
+    names = iter(spec.name for spec in runner.inputs)
+    given = {name or next(names, ""): shape for name, shape in map(parse_shape, inputs)}
+    if unknown := given.keys() - {spec.name for spec in runner.inputs}:
+        wanted = ", ".join(map(str, runner.inputs))
+        raise UnsupportedModel(f"{source}: no input {unknown.pop()!r}; its inputs are {wanted}")
+    failure: DeployError | ValueError | None = None
+    for shapes in _guesses(runner.inputs, given):
+        try:
+            runner(random_inputs(runner.inputs, shapes, SEEDS[0]))
+            return shapes
+        except (DeployError, ValueError) as error:
+            failure = failure or error
+    wanted = ", ".join(map(str, runner.inputs))
+    raise UnsupportedModel(
+        f"{source}: the original does not run on random inputs ({failure}); "
+        f"give shapes with --input for {wanted}"
+    ) from failure
+
+
+def _guesses(
+    specs: Sequence[TensorSpec], given: Mapping[str, tuple[int, ...]]
+) -> Iterator[dict[str, tuple[int, ...]]]:
+    """Yield shapes to try: a batch of 2, else of 1, with equal extents for equal names."""
+    for batch, extent in ((2, 64), (1, 64), (2, 224), (1, 224), (1, 16)):
+        yield {
+            spec.name: given.get(spec.name)
+            or tuple(
+                d if isinstance(d, int) else batch if axis == 0 else extent
+                for axis, d in enumerate(spec.shape)
+            )
+            for spec in specs
+        }

@@ -1,0 +1,237 @@
+"""The stages after export, in order; a target stops at its first failure, the others go on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from crelu_deploy import plan
+from crelu_deploy.accuracy import Tolerance, check
+from crelu_deploy.bundle import Bundle
+from crelu_deploy.environment import environment
+from crelu_deploy.errors import BuildError, DeployError
+from crelu_deploy.latency import Effort, measure
+from crelu_deploy.lowerings import lower
+from crelu_deploy.results import Benchmark, Build, Row, Verification
+from crelu_deploy.runner import Runner
+from crelu_deploy.samples import Array, Arrays
+from crelu_deploy.targets import AUTO, BACKENDS, BASELINE, FUNCTION, Options, Target
+
+Progress = Callable[[str], None]
+Entry = dict[str, dict[str, str]]
+AnyBundle = str | Path | Bundle
+AnyTarget = str | Target
+
+DEFAULT = Options()
+EFFORT = Effort()
+
+
+def silent(_: str) -> None:
+    """Report no progress."""
+
+
+def build(
+    bundle: AnyBundle,
+    targets: Sequence[AnyTarget],
+    options: Options = DEFAULT,
+    *,
+    progress: Progress = silent,
+) -> tuple[Build, ...]:
+    """Make the artifacts of some targets in the bundle's folder; say how each build ended."""
+    opened = _opened(bundle)
+    results = []
+    for target in _parsed(targets):
+        progress(f"build {target}")
+        start = time.perf_counter()
+        try:
+            entry = _build(opened, target, options)
+            seconds = time.perf_counter() - start
+            results.append(Build(target, seconds, entry["lowerings"], entry["reasons"]))
+        except DeployError as error:
+            results.append(Build(target, time.perf_counter() - start, error=str(error)))
+    return tuple(results)
+
+
+def _build(bundle: Bundle, target: Target, options: Options) -> Entry:
+    backend = BACKENDS[target.backend]
+    runtime = backend.implementation()
+    if not backend.lowered:
+        runtime.build(bundle, target, options)
+        return {"lowerings": {}, "reasons": {}}
+    entry, files = _lower(bundle, target)
+    runtime.build(bundle, target, options)
+    bundle.record(files, targets={**bundle.manifest["targets"], str(target): entry})
+    return entry
+
+
+def _lower(bundle: Bundle, target: Target) -> tuple[Entry, tuple[Path, ...]]:
+    """Write what the target reads; the bundle's own model is the lowering ``function`` already."""
+    if target.lowering == FUNCTION:
+        sites = [site["name"] for site in bundle.manifest["sites"]]
+        return {"lowerings": dict.fromkeys(sites, FUNCTION), "reasons": {}}, ()
+    model = bundle.model
+    lowered = lower(model, plan.by_rule(model) if target.lowering == AUTO else target.lowering)
+    entry = {"lowerings": dict(lowered.applied), "reasons": dict(lowered.reasons)}
+    return entry, bundle.write(lowered.model, target)
+
+
+def _opened(bundle: AnyBundle) -> Bundle:
+    return bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+
+
+def _parsed(targets: Sequence[AnyTarget]) -> tuple[Target, ...]:
+    return tuple(t if isinstance(t, Target) else Target.parse(t) for t in targets)
+
+
+def load(bundle: AnyBundle, target: AnyTarget = "ort-cpu", *, threads: int | None = None) -> Runner:
+    """Return what an application calls: a target of a bundle, opened on its runtime.
+
+    Args:
+        bundle: The folder, whose files are compared with their recorded hashes.
+        target: ``BACKEND[:LOWERING]``, built before.
+        threads: Threads of one call; every usable core when None.
+
+    Raises:
+        BuildError: The target was not built.
+        BackendUnavailable: Its runtime is not installed here.
+        UnsupportedModel: The folder is no bundle, or a file in it was changed.
+    """
+    (parsed,) = _parsed([target])
+    return _load(_opened(bundle), parsed, Options(threads=threads))
+
+
+def _load(bundle: Bundle, target: Target, options: Options) -> Runner:
+    backend = BACKENDS[target.backend]
+    if backend.lowered and str(target) not in bundle.manifest["targets"]:
+        raise BuildError(
+            f"{bundle.path}: {target} is not built; run: crelu build {bundle.path} -t {target}"
+        )
+    runner: Runner = backend.implementation().load(bundle, target, options)
+    return runner
+
+
+def verify(
+    bundle: AnyBundle,
+    targets: Sequence[AnyTarget] = (),
+    options: Options = DEFAULT,
+    *,
+    tolerance: Tolerance | None = None,
+    progress: Progress = silent,
+) -> tuple[Verification, ...]:
+    """Compare targets with PyTorch's recorded outputs; those not built yet are built.
+
+    Args:
+        bundle: Where the targets are.
+        targets: What to verify, or every target that was built.
+        options: Threads and trust.
+        tolerance: What counts as equal, instead of what each output's element type tells.
+        progress: Told what is being done.
+    """
+    opened = _opened(bundle)
+    results = []
+    for target in _parsed(targets) or built(opened):
+        with ExitStack() as stack:
+            results.append(_verify(opened, target, options, tolerance, progress, stack)[0])
+    return tuple(results)
+
+
+def _verify(
+    bundle: Bundle,
+    target: Target,
+    options: Options,
+    tolerance: Tolerance | None,
+    progress: Progress,
+    stack: ExitStack,
+) -> tuple[Verification, Runner | None]:
+    """Build a target where it is missing and check it; its runner stays open in the stack."""
+    if BACKENDS[target.backend].lowered and str(target) not in bundle.manifest["targets"]:
+        (result,) = build(bundle, [target], options, progress=progress)
+        if result.error:
+            return Verification(target, None, result.error), None
+    progress(f"verify {target}")
+    try:
+        runner = stack.enter_context(_load(bundle, target, options))
+        return Verification(target, check(runner, bundle.samples, tolerance)), runner
+    except DeployError as error:
+        return Verification(target, None, str(error)), None
+
+
+def bench(
+    bundle: AnyBundle,
+    targets: Sequence[AnyTarget] = (),
+    options: Options = DEFAULT,
+    *,
+    batches: Sequence[int] = (1,),
+    effort: Effort = EFFORT,
+    tolerance: Tolerance | None = None,
+    progress: Progress = silent,
+) -> Benchmark:
+    """Time targets, interleaved, beside the baseline; only verified ones have a speed.
+
+    Args:
+        bundle: Where the targets are.
+        targets: What to time, or every target that was built; ``ort-cpu:primitive`` joins them.
+            Those not built yet are built.
+        options: Threads and trust.
+        batches: Extents of axis 0 to time; the first sample is repeated to fill them.
+        effort: How long to measure each batch size.
+        tolerance: What counts as verified, instead of what each output's element type tells.
+        progress: Told what is being done.
+    """
+    opened = _opened(bundle)
+    rows: list[Row] = []
+    refused: dict[str, str] = {}
+    with ExitStack() as stack:
+        checked = [
+            _verify(opened, target, options, tolerance, progress, stack)
+            for target in dict.fromkeys([BASELINE, *(_parsed(targets) or built(opened))])
+        ]
+        runners = {v.target: runner for v, runner in checked if v.passed and runner is not None}
+        for batch in batches:
+            progress(f"bench batch {batch}")
+            rows += _bench(runners, _feeds(opened, batch), batch, effort, refused)
+    verifications = tuple(verification for verification, _ in checked)
+    return Benchmark(environment(options.cores), tuple(rows), verifications, refused)
+
+
+def _bench(
+    runners: Mapping[Target, Runner],
+    feeds: Arrays,
+    batch: int,
+    effort: Effort,
+    refused: dict[str, str],
+) -> list[Row]:
+    """Return the rows of one batch size; a runner that refuses it is noted in ``refused``."""
+    able: dict[str, Target] = {}
+    for target, runner in runners.items():
+        try:
+            runner(feeds)
+            able[str(target)] = target
+        except ValueError as error:
+            refused[f"{target} batch {batch}"] = str(error)
+    if not able:
+        return []
+    calls = {name: partial(runners[target], feeds) for name, target in able.items()}
+    latencies = measure(calls, effort)
+    base = latencies[str(BASELINE)].median if str(BASELINE) in latencies else math.nan
+    return [Row(able[n], batch, found, found.median / base) for n, found in latencies.items()]
+
+
+def _feeds(bundle: Bundle, batch: int) -> dict[str, Array]:
+    """Repeat the first sample's rows to a batch."""
+    first = bundle.samples[0].inputs
+    return {
+        name: np.ascontiguousarray(np.resize(x, (batch, *x.shape[1:]))) if x.ndim else x
+        for name, x in first.items()
+    }
+
+
+def built(bundle: Bundle) -> tuple[Target, ...]:
+    """Return the targets that the bundle holds."""
+    return tuple(Target.parse(name) for name in bundle.manifest["targets"])

@@ -1,0 +1,78 @@
+"""What the stages return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from crelu_deploy.accuracy import Comparison
+from crelu_deploy.latency import Latency
+from crelu_deploy.targets import Target
+
+
+@dataclass(frozen=True)
+class Build:
+    """How the build of one target ended.
+
+    Attributes:
+        target: What was built.
+        seconds: How long it took.
+        lowerings: Site -> the lowering it has.
+        reasons: Site -> why it did not get the lowering that was asked for.
+        error: Why there is no artifact; empty on success.
+    """
+
+    target: Target
+    seconds: float = 0.0
+    lowerings: Mapping[str, str] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A target's distance to PyTorch, or the error that kept it from running."""
+
+    target: Target
+    comparison: Comparison | None
+    error: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the target ran and is within tolerance."""
+        return self.comparison is not None and self.comparison.passed
+
+
+@dataclass(frozen=True)
+class Row:
+    """The latency of one target at one batch size.
+
+    Attributes:
+        target: What was timed.
+        batch: Extent of axis 0 of the inputs.
+        latency: Of one call.
+        ratio: The median over the baseline's median at the same batch: below 1 is faster.
+    """
+
+    target: Target
+    batch: int
+    latency: Latency
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What was timed, where, and what was not and why.
+
+    Attributes:
+        environment: Hardware, threads and versions.
+        rows: One per target and batch size.
+        verifications: Of every target, before it was timed.
+        refused: Target and batch size -> why a verified target has no row.
+    """
+
+    environment: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    verifications: tuple[Verification, ...]
+    refused: Mapping[str, str]
