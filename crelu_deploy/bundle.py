@@ -107,6 +107,25 @@ class Bundle:
         write_text(self.path / MANIFEST, json.dumps(merged, indent=2) + "\n")
         self.manifest = merged
 
+    def forget(self, target: Target) -> None:
+        """Take a target out of the manifest before its file is written anew.
+
+        Whenever the writing ends, the manifest then speaks of no file that it does not fit.
+        """
+        if str(target) not in self.manifest["targets"]:
+            return
+        targets = self.manifest["targets"]
+        kept = {name: entry for name, entry in targets.items() if name != str(target)}
+        artifact = str(self.artifact(target).relative_to(self.path))
+        if target.lowering != FUNCTION:
+            files = self.manifest["files"]
+            self.manifest["files"] = {n: h for n, h in files.items() if not _of(n, artifact)}
+        self.record((), targets=kept)
+
+
+def _of(name: str, artifact: str) -> bool:
+    return name == artifact or name.startswith(f"{artifact}.")
+
 
 def contents(path: Path) -> frozenset[str]:
     """Return the relative names of the files that a bundle at ``path`` consists of.
@@ -183,4 +202,9 @@ def _foreign(path: Path) -> list[str]:
         known = contents(path)
     except UnsupportedModel:
         return found
-    return [name for name in found if name not in known]
+    return [name for name in found if name not in known and not _is_artifact(Path(name))]
+
+
+def _is_artifact(name: Path) -> bool:
+    """Whether a file is one that an interrupted build left, which no manifest knows."""
+    return name.parts[0] == TARGETS and name.suffix in (".onnx", ".data")

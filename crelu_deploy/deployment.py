@@ -19,10 +19,13 @@ from crelu_deploy.pipeline import (
     Progress,
     bench,
     build,
+    parse_targets,
     silent,
 )
+from crelu_deploy.plan import Plan
+from crelu_deploy.planner import BUDGET, make_plan
 from crelu_deploy.results import Benchmark, Build
-from crelu_deploy.targets import BASELINE, Options
+from crelu_deploy.targets import AUTO, BASELINE, Options
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,13 @@ class Deployment:
 
     Attributes:
         bundle: The folder.
+        plan: The lowerings of ``auto``; None where no target asked for it.
         builds: How the build of each target ended.
         benchmark: Verification and latency of the targets that were built.
     """
 
     bundle: Bundle
+    plan: Plan | None
     builds: tuple[Build, ...]
     benchmark: Benchmark
 
@@ -53,13 +58,14 @@ def deploy(
     targets: Sequence[AnyTarget] = ("ort-cpu",),
     options: Options = DEFAULT,
     batches: Sequence[int] = (1,),
+    budget: float = BUDGET,
     effort: Effort = EFFORT,
     progress: Progress = silent,
     **settings: Unpack[ExportSettings],
 ) -> Deployment:
-    """Export, build, verify and time; a target stops at its first failure, the others go on.
+    """Export, plan, build, verify, time; a target stops at its first failure, the others go on.
 
-    Every argument is one of ``export``, of ``build`` or of ``bench``.
+    Every argument is one of ``export``, of ``make_plan`` or of ``bench``.
 
     Raises:
         CheckpointError: The file cannot be loaded.
@@ -68,15 +74,18 @@ def deploy(
     """
     settings = {**settings, "trust": options.trust or settings.get("trust", False)}
     bundle = export(model, out, progress=progress, **settings)
-    builds = build(bundle, targets, options, progress=progress)
-    able = [done.target for done in builds if not done.error]
+    wanted = parse_targets(targets)
+    plan = None
+    if AUTO in (target.lowering for target in wanted):
+        plan = make_plan(bundle, options, batches=batches, budget=budget, progress=progress)
+    builds = build(bundle, wanted, options, progress=progress)
     benchmark = bench(
         bundle,
-        able or [BASELINE],
+        [done.target for done in builds if not done.error] or [BASELINE],
         options,
         batches=batches,
         effort=effort,
         tolerance=settings.get("tolerance"),
         progress=progress,
     )
-    return Deployment(bundle, builds, benchmark)
+    return Deployment(bundle, plan, builds, benchmark)

@@ -185,6 +185,9 @@ class Exported:
 
 
 def _exported(source: Source, settings: ExportSettings, progress: Progress) -> Exported:
+    samples = settings.get("samples", DEFAULT_SAMPLES)
+    if isinstance(samples, int) and samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
     shapes = [parse_shape(text) for text in settings.get("inputs", ())]
     axes = [parse_axes(text) for text in settings.get("dynamic", ())]
     inputs = resolve(source.names, source.shapes, shapes, axes)
@@ -192,7 +195,7 @@ def _exported(source: Source, settings: ExportSettings, progress: Progress) -> E
     specs = tuple(TensorSpec(one.name, dtype, one.shape) for one in inputs)
     example = random_inputs(specs, {one.name: one.shape for one in inputs}, seed)
     progress("run PyTorch")
-    names = source.outputs or tuple(run(source.module, example, ()))
+    names = tuple(run(source.module, example, source.outputs))
     progress("export to ONNX")
     tensors = [torch.from_numpy(x) for x in example.values()]
     opset = settings.get("opset", DEFAULT_OPSET)
@@ -205,7 +208,6 @@ def _exported(source: Source, settings: ExportSettings, progress: Progress) -> E
     model.producer_name, model.producer_version = "crelu-deploy", version("crelu-deploy")
     specs = tuple(_spec(value, dtype) for value in model.graph.inputs)
     progress("record PyTorch's outputs")
-    samples = settings.get("samples", DEFAULT_SAMPLES)
     recorded, notes = record(source.module, inputs, specs, names, samples, seed)
     return Exported(model, recognition, recorded, specs, names, (*source.notes, *notes))
 

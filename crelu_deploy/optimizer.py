@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from crelu_deploy import plan
 from crelu_deploy.accuracy import Comparison, Tolerance, compare_outputs, worst_of
-from crelu_deploy.errors import BuildError, DeployError, UnsupportedModel
+from crelu_deploy.errors import BuildError, DeployError, ExportError, UnsupportedModel
 from crelu_deploy.lowerings import lower
 from crelu_deploy.passes import clean
 from crelu_deploy.pipeline import Progress, silent
@@ -23,7 +23,7 @@ from crelu_deploy.reading import read_model
 from crelu_deploy.recognition import NearMiss, OpaqueSite, recognize
 from crelu_deploy.runner import Runner, TensorSpec
 from crelu_deploy.samples import random_inputs
-from crelu_deploy.shapes import parse_shape
+from crelu_deploy.shapes import assign, parse_shape
 from crelu_deploy.sites import Site, find_sites
 from crelu_deploy.targets import AUTO, BACKENDS, Options
 from crelu_deploy.writing import save_model
@@ -146,15 +146,21 @@ def _operators(model: ir.Model) -> dict[str, int]:
 
 
 def _check_structure(source: Path, candidate: Path) -> None:
+    """Refuse a result that is not valid ONNX, unless the original is not either.
+
+    Runtimes take files that the checker does not, such as one whose outputs have no shape.
+    """
+    if (error := _invalid(candidate)) and not _invalid(source):
+        raise UnsupportedModel(f"{source}: lowering it made an invalid model: {error}")
+
+
+def _invalid(path: Path) -> str:
+    """Return what the checker says against a file; empty when it is valid."""
     try:
-        onnx.checker.check_model(str(candidate), full_check=True)
+        onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        try:
-            onnx.checker.check_model(str(source), full_check=True)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as own:
-            reason = " ".join(str(own).split())
-            raise UnsupportedModel(f"{source}: not a valid ONNX model: {reason}") from own
-        raise UnsupportedModel(f"{source}: lowering it made an invalid model: {error}") from error
+        return " ".join(str(error).split())
+    return ""
 
 
 def _compare(
@@ -188,11 +194,10 @@ def _same_bits(first: Any, second: Any) -> bool:
 
 def _shapes(source: Path, runner: Runner, inputs: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Return input shapes that the original runs on."""
-    names = iter(spec.name for spec in runner.inputs)
-    given = {name or next(names, ""): shape for name, shape in map(parse_shape, inputs)}
-    if unknown := given.keys() - {spec.name for spec in runner.inputs}:
-        wanted = ", ".join(map(str, runner.inputs))
-        raise UnsupportedModel(f"{source}: no input {unknown.pop()!r}; its inputs are {wanted}")
+    try:
+        given = assign([spec.name for spec in runner.inputs], [parse_shape(i) for i in inputs])
+    except ExportError as error:
+        raise UnsupportedModel(f"{source}: {error}") from error
     failure: DeployError | ValueError | None = None
     for shapes in _guesses(runner.inputs, given):
         try:

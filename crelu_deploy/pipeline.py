@@ -10,14 +10,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
-from crelu_deploy import plan
 from crelu_deploy.accuracy import Tolerance, check
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.environment import environment
-from crelu_deploy.errors import BuildError, DeployError
+from crelu_deploy.errors import BuildError, DeployError, UnsupportedModel
 from crelu_deploy.latency import Effort, measure
 from crelu_deploy.lowerings import lower
+from crelu_deploy.plan import Plan, by_rule
 from crelu_deploy.results import Benchmark, Build, Row, Verification
 from crelu_deploy.runner import Runner
 from crelu_deploy.samples import Array, Arrays
@@ -44,9 +45,9 @@ def build(
     progress: Progress = silent,
 ) -> tuple[Build, ...]:
     """Make the artifacts of some targets in the bundle's folder; say how each build ended."""
-    opened = _opened(bundle)
+    opened = opened_bundle(bundle)
     results = []
-    for target in _parsed(targets):
+    for target in parse_targets(targets):
         progress(f"build {target}")
         start = time.perf_counter()
         try:
@@ -76,16 +77,25 @@ def _lower(bundle: Bundle, target: Target) -> tuple[Entry, tuple[Path, ...]]:
         sites = [site["name"] for site in bundle.manifest["sites"]]
         return {"lowerings": dict.fromkeys(sites, FUNCTION), "reasons": {}}, ()
     model = bundle.model
-    lowered = lower(model, plan.by_rule(model) if target.lowering == AUTO else target.lowering)
+    lowered = lower(model, _choice(bundle, target, model))
     entry = {"lowerings": dict(lowered.applied), "reasons": dict(lowered.reasons)}
     return entry, bundle.write(lowered.model, target)
 
 
-def _opened(bundle: AnyBundle) -> Bundle:
+def _choice(bundle: Bundle, target: Target, model: ir.Model) -> Mapping[str, str] | str:
+    if target.lowering != AUTO:
+        return target.lowering
+    stored = bundle.manifest.get("plans", {}).get(target.backend)
+    return Plan.parse(stored).choice if stored else by_rule(model)
+
+
+def opened_bundle(bundle: AnyBundle) -> Bundle:
+    """Open a bundle that is given by its folder."""
     return bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
 
 
-def _parsed(targets: Sequence[AnyTarget]) -> tuple[Target, ...]:
+def parse_targets(targets: Sequence[AnyTarget]) -> tuple[Target, ...]:
+    """Read targets that are given by their text."""
     return tuple(t if isinstance(t, Target) else Target.parse(t) for t in targets)
 
 
@@ -102,8 +112,8 @@ def load(bundle: AnyBundle, target: AnyTarget = "ort-cpu", *, threads: int | Non
         BackendUnavailable: Its runtime is not installed here.
         UnsupportedModel: The folder is no bundle, or a file in it was changed.
     """
-    (parsed,) = _parsed([target])
-    return _load(_opened(bundle), parsed, Options(threads=threads))
+    (parsed,) = parse_targets([target])
+    return _load(opened_bundle(bundle), parsed, Options(threads=threads))
 
 
 def _load(bundle: Bundle, target: Target, options: Options) -> Runner:
@@ -133,9 +143,9 @@ def verify(
         tolerance: What counts as equal, instead of what each output's element type tells.
         progress: Told what is being done.
     """
-    opened = _opened(bundle)
+    opened = opened_bundle(bundle)
     results = []
-    for target in _parsed(targets) or built(opened):
+    for target in parse_targets(targets) or built(opened):
         with ExitStack() as stack:
             results.append(_verify(opened, target, options, tolerance, progress, stack)[0])
     return tuple(results)
@@ -184,18 +194,18 @@ def bench(
         tolerance: What counts as verified, instead of what each output's element type tells.
         progress: Told what is being done.
     """
-    opened = _opened(bundle)
+    opened = opened_bundle(bundle)
     rows: list[Row] = []
     refused: dict[str, str] = {}
     with ExitStack() as stack:
         checked = [
             _verify(opened, target, options, tolerance, progress, stack)
-            for target in dict.fromkeys([BASELINE, *(_parsed(targets) or built(opened))])
+            for target in dict.fromkeys([BASELINE, *(parse_targets(targets) or built(opened))])
         ]
         runners = {v.target: runner for v, runner in checked if v.passed and runner is not None}
         for batch in batches:
             progress(f"bench batch {batch}")
-            rows += _bench(runners, _feeds(opened, batch), batch, effort, refused)
+            rows += _bench(runners, feeds_of(opened, batch), batch, effort, refused)
     verifications = tuple(verification for verification, _ in checked)
     return Benchmark(environment(options.cores), tuple(rows), verifications, refused)
 
@@ -223,7 +233,7 @@ def _bench(
     return [Row(able[n], batch, found, found.median / base) for n, found in latencies.items()]
 
 
-def _feeds(bundle: Bundle, batch: int) -> dict[str, Array]:
+def feeds_of(bundle: Bundle, batch: int) -> dict[str, Array]:
     """Repeat the first sample's rows to a batch."""
     first = bundle.samples[0].inputs
     return {
@@ -233,5 +243,12 @@ def _feeds(bundle: Bundle, batch: int) -> dict[str, Array]:
 
 
 def built(bundle: Bundle) -> tuple[Target, ...]:
-    """Return the targets that the bundle holds."""
-    return tuple(Target.parse(name) for name in bundle.manifest["targets"])
+    """Return the targets that the bundle holds.
+
+    Raises:
+        UnsupportedModel: It holds one that this version does not know.
+    """
+    try:
+        return tuple(Target.parse(name) for name in bundle.manifest["targets"])
+    except ValueError as error:
+        raise UnsupportedModel(f"{bundle.path}: {error}; update crelu-deploy") from error

@@ -1,4 +1,4 @@
-"""Which lowering each site gets.
+"""Which lowering each site gets: chosen by rule, measured, or read from a file.
 
 Folding removes the passes over memory that a site costs and doubles its producer's arithmetic, so
 it pays where one output element is a short sum.
@@ -6,14 +6,92 @@ it pays where one output element is a short sum.
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
-from crelu_deploy.lowerings import fold
+from crelu_deploy.errors import UnsupportedModel
+from crelu_deploy.lowerings import LOWERINGS, fold
 from crelu_deploy.lowerings.sitenode import site_nodes
 from crelu_deploy.lowerings.values import constant
+from crelu_deploy.staging import write_text
+
+RULE, MEASURED = "rule", "measured"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A lowering for every site of one model on one backend.
+
+    Attributes:
+        backend: The backend it is for.
+        how: ``rule`` or ``measured``.
+        choice: Site -> lowering.
+        key: What it holds for: the model's hash and, where measured, the runtime, the device, the
+            threads and the batch sizes.
+        ratios: Choices that were timed, in words -> time over the baseline's time.
+    """
+
+    backend: str
+    how: str
+    choice: Mapping[str, str]
+    key: Mapping[str, Any] = field(default_factory=dict)
+    ratios: Mapping[str, float] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write the plan as JSON.
+
+        Raises:
+            BuildError: The file cannot be written.
+        """
+        write_text(path, json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """Read what ``save`` wrote, perhaps edited by hand.
+
+        Raises:
+            UnsupportedModel: No file, no plan, or an unknown lowering.
+        """
+        try:
+            return cls.parse(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            raise UnsupportedModel(f"{path}: no such file") from error
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise UnsupportedModel(f"{path}: not a plan: {error}") from error
+
+    @classmethod
+    def parse(cls, data: Any) -> Plan:
+        """Read the plan's JSON object.
+
+        Raises:
+            TypeError, KeyError, ValueError: It is none.
+        """
+        choice = {str(site): str(lowering) for site, lowering in dict(data["choice"]).items()}
+        for site, lowering in choice.items():
+            if lowering not in LOWERINGS:
+                raise ValueError(f"site {site!r} has the unknown lowering {lowering!r}")
+        ratios = {str(name): float(ratio) for name, ratio in dict(data["ratios"]).items()}
+        return cls(str(data["backend"]), str(data["how"]), choice, dict(data["key"]), ratios)
+
+    def check(self, backend: str, model_hash: str) -> None:
+        """Refuse a plan that was made for something else.
+
+        Raises:
+            UnsupportedModel: Another backend, or another model.
+        """
+        if self.backend != backend:
+            raise UnsupportedModel(f"the plan is for {self.backend}, not for {backend}")
+        if self.key.get("model") not in (None, model_hash):
+            raise UnsupportedModel(
+                "the plan was made for another model (its hash differs); plan again, or remove "
+                "'model' from the plan's key to use it all the same"
+            )
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,8 @@ def record(
 ) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
     """Record PyTorch's outputs for the user's inputs or for random ones.
 
-    The last random sample has other extents along the dynamic axes, where PyTorch takes them.
+    The last of several random samples has other extents along the dynamic axes, where PyTorch
+    takes them.
     """
     if not isinstance(wanted, int):
         real = read_inputs(Path(wanted), specs, inputs[0].shape[0] if inputs[0].shape else 1)
@@ -79,7 +80,7 @@ def record(
     recorded = [Sample(call, run(module, call, names)) for call in calls[:-1]]
     other = varied(inputs, {spec.name: spec.shape for spec in specs})
     notes: tuple[str, ...] = ()
-    if other != shapes:
+    if other != shapes and recorded:
         last = random_inputs(specs, other, seed + wanted - 1)
         try:
             return (*recorded, Sample(last, run(module, last, names))), notes

@@ -7,17 +7,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from rich.markup import escape
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from crelu_deploy.accuracy import Comparison
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.doctor import Health
 from crelu_deploy.optimizer import Inspection, Optimized
+from crelu_deploy.plan import MEASURED, Plan
 from crelu_deploy.results import Benchmark, Build, Verification
 from crelu_deploy.sites import Site
+from crelu_deploy.tables import Section, add, counted, printable, section
 from crelu_deploy.targets import BASELINE, Target
 
 if TYPE_CHECKING:
@@ -29,26 +28,6 @@ JSON = dict[str, Any]
 def number(value: float) -> float | None:
     """Return a number that JSON has: None for infinity and NaN."""
     return value if math.isfinite(value) else None
-
-
-def _table(title: str, *columns: str) -> Table:
-    """Return an empty table; ``>`` behind a heading aligns right, ``!`` keeps cells in one line."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for column in columns:
-        heading = column.rstrip(">!")
-        kept = column != heading
-        justify: Literal["left", "right"] = "right" if column.endswith(">") else "left"
-        table.add_column(heading, justify=justify, no_wrap=kept, overflow="fold")
-    return table
-
-
-def _add(table: Table, *cells: object) -> None:
-    """Add a row; names come from files and are shown as they are, control characters escaped."""
-    table.add_row(*(escape(_printable(str(cell))) for cell in cells))
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _site(site: Site) -> JSON:
@@ -64,19 +43,19 @@ def inspection_json(found: Inspection) -> JSON:
     }
 
 
-def inspection_tables(found: Inspection) -> list[Table]:
+def inspection_tables(found: Inspection) -> list[Section]:
     """Return a table of the sites and, where there are any, one of the near misses."""
-    title = f"{len(found.sites)} CReLU site{'' if len(found.sites) == 1 else 's'}"
-    table = _table(title, "site", "spelling", "activation", "axis>", "producer", "fold")
+    title = counted(len(found.sites), "CReLU site")
+    table = section(title, "site", "spelling", "activation", "axis>", "producer", "fold")
     for site in found.sites:
         fold = "yes" if site.foldable else f"no: {site.reason}"
         name = f"{site.activation} with scale and shift" if site.affine else site.activation
-        _add(table, site.name, site.spelling, name, site.axis, site.producer or "-", fold)
+        add(table, site.name, site.spelling, name, site.axis, site.producer or "-", fold)
     tables = [table]
     if found.near_misses:
-        missed = _table("left alone", "node", "why it is no CReLU")
+        missed = section("left alone", "node", "why it is no CReLU")
         for miss in found.near_misses:
-            _add(missed, miss.name, miss.reason)
+            add(missed, miss.name, miss.reason)
         tables.append(missed)
     return tables
 
@@ -95,19 +74,19 @@ def optimized_json(done: Optimized) -> JSON:
     }
 
 
-def optimized_parts(done: Optimized, out: Path) -> list[Table | str]:
+def optimized_parts(done: Optimized, out: Path) -> list[Section | str]:
     """Return the lowering of each site, the operators before and after, and the check's result."""
-    sites = _table("sites", "site", "spelling", "lowering", "note")
+    sites = section("sites", "site", "spelling", "lowering", "note")
     for site in done.inspection.sites:
         lowering = done.lowerings.get(site.name, "unchanged")
-        _add(sites, site.name, site.spelling, lowering, done.reasons.get(site.name, site.reason))
-    counts = _table("operators", "operator", "before>", "after>")
+        add(sites, site.name, site.spelling, lowering, done.reasons.get(site.name, site.reason))
+    counts = section("operators", "operator", "before>", "after>")
     for name in sorted({*done.before, *done.after}):
         before, after = done.before.get(name, 0), done.after.get(name, 0)
         if before != after:
-            _add(counts, name, before, after)
-    _add(counts, "all", sum(done.before.values()), sum(done.after.values()))
-    return [sites, counts, _check_line(done), f"wrote    {out}"]
+            add(counts, name, before, after)
+    add(counts, "all", sum(done.before.values()), sum(done.after.values()))
+    return [sites, counts, _check_line(done), f"wrote    {printable(str(out))}"]
 
 
 def _check_line(done: Optimized) -> str:
@@ -127,12 +106,12 @@ def builds_json(builds: Sequence[Build]) -> JSON:
     return {"passed": not any(done.error for done in builds), "targets": rows}
 
 
-def builds_table(builds: Sequence[Build]) -> Table:
+def builds_table(builds: Sequence[Build]) -> Section:
     """Return a row per target: seconds, and how many sites got which lowering."""
-    table = _table("build", "target!", "time>", "sites")
+    table = section("build", "target!", "time>", "sites")
     for done in builds:
         seconds = f"{done.seconds:.1f} s"
-        _add(table, done.target, seconds, f"FAILED: {done.error}" if done.error else _mix(done))
+        add(table, done.target, seconds, f"FAILED: {done.error}" if done.error else _mix(done))
     return table
 
 
@@ -140,6 +119,31 @@ def _mix(done: Build) -> str:
     """Return how many sites got which lowering: ``2 fold, 4 mirror``."""
     counts = Counter(done.lowerings.values())
     return ", ".join(f"{count} {lowering}" for lowering, count in counts.items())
+
+
+def plan_json(made: Plan, built: Build | None = None) -> JSON:
+    """Return the plan, and why sites did not get the lowering that it names."""
+    return {**asdict(made), "reasons": {} if built is None else dict(built.reasons)}
+
+
+def plan_tables(made: Plan, built: Build | None = None) -> list[Section | str]:
+    """Return the lowering of each site, and the mixes that were timed."""
+    table = section(f"plan     {made.backend}, {_how(made)}", "site", "lowering!", "note")
+    for site, lowering in made.choice.items():
+        add(table, site, lowering, "" if built is None else built.reasons.get(site, ""))
+    if not made.ratios:
+        return [table]
+    timed = section("timed    whole network, ratio to all sites primitive", "choice!", "ratio>")
+    for name, ratio in sorted(made.ratios.items(), key=lambda item: item[1]):
+        add(timed, name, f"{ratio:.2f} x")
+    return [table, timed]
+
+
+def _how(made: Plan) -> str:
+    if made.how != MEASURED:
+        return "by rule"
+    batches = ", ".join(map(str, made.key.get("batches", ())))
+    return f"measured here, batch {batches}, {counted(made.key.get('threads', 0), 'thread')}"
 
 
 def verifications_json(found: Sequence[Verification]) -> JSON:
@@ -157,17 +161,17 @@ def verifications_json(found: Sequence[Verification]) -> JSON:
     return {"passed": all(v.passed for v in found), "targets": rows}
 
 
-def verifications_table(found: Sequence[Verification], samples: int) -> Table:
+def verifications_table(found: Sequence[Verification], samples: int) -> Section:
     """Return a row per target: score, largest error, the worst element, the verdict."""
     title = f"verify   {samples} samples against PyTorch; score 1.00 is the limit"
-    table = _table(title, "target!", "score>", "max error>", "worst at", "")
+    table = section(title, "target!", "score>", "max error>", "worst at", "")
     for v in found:
         verdict = "ok" if v.passed else "FAILED"
         if v.comparison is None:
-            _add(table, v.target, "-", "-", v.error, verdict)
+            add(table, v.target, "-", "-", v.error, verdict)
         else:
             score, error = f"{v.comparison.score:.2f}", f"{v.comparison.max_abs:.1e}"
-            _add(table, v.target, score, error, v.comparison.worst, verdict)
+            add(table, v.target, score, error, v.comparison.worst, verdict)
     return table
 
 
@@ -196,22 +200,21 @@ def _failed(found: Benchmark) -> list[Verification]:
     return [v for v in found.verifications if not v.passed]
 
 
-def benchmark_table(found: Benchmark) -> Table:
+def benchmark_table(found: Benchmark) -> Section:
     """Return a row per target and batch size, with the spread, and what was not timed."""
-    threads = found.environment["threads"]
-    threads = f"{threads} thread{'' if threads == 1 else 's'}"
-    title = f"bench    interleaved, {threads}, {found.environment['cpu']}; ratio to {BASELINE}"
-    table = _table(title, "target!", "batch>", "median>", "p10 .. p90>", "runs>", "ratio>")
+    threads, cpu = counted(found.environment["threads"], "thread"), found.environment["cpu"]
+    title = f"bench    interleaved, {threads}, {cpu}; ratio to {BASELINE}"
+    table = section(title, "target!", "batch>", "median>", "p10 .. p90>", "runs>", "ratio>")
     for row in found.rows:
         t = row.latency
         spread = f"{t.p10:.2f} .. {t.p90:.2f} ms"
         cells = (row.target, row.batch, f"{t.median:.2f} ms", spread, t.runs, f"{row.ratio:.2f} x")
-        _add(table, *cells)
+        add(table, *cells)
     for v in _failed(found):
         reason = "not timed: " + (v.error or "verification failed")
-        _add(table, v.target, "", "", reason, "", "")
+        add(table, v.target, "", "", reason, "", "")
     for name, reason in found.refused.items():
-        _add(table, name, "", "", f"not timed: {reason}", "", "")
+        add(table, name, "", "", f"not timed: {reason}", "", "")
     return table
 
 
@@ -220,20 +223,21 @@ def export_json(bundle: Bundle) -> JSON:
     return {"bundle": str(bundle.path), **bundle.manifest}
 
 
-def export_parts(bundle: Bundle) -> list[Table | str]:
+def export_parts(bundle: Bundle) -> list[Section | str]:
     """Return what was written, the sites with their lowerings, and the verification."""
     manifest = bundle.manifest
     sites, notes = manifest["sites"], manifest["notes"]
-    first = f"export   {bundle.path}   opset {manifest['opset']}, {len(sites)} CReLU"
-    lines = [first, *(f"         {_printable(note)}" for note in notes)]
+    path = printable(str(bundle.path))
+    first = f"export   {path}   opset {manifest['opset']}, {len(sites)} CReLU"
+    lines = [first, *(f"         {printable(note)}" for note in notes)]
     verifications = [
         Verification(Target.parse(name), Comparison(v["score"], v["max_abs"], v["worst"]))
         for name, v in manifest["verification"].items()
     ]
     lowerings = manifest["targets"]["ort-cpu:auto"]["lowerings"]
-    table = _table("sites", "site", "spelling", "producer", "on ort-cpu")
+    table = section("sites", "site", "spelling", "producer", "on ort-cpu")
     for site in sites:
-        _add(table, site["name"], site["spelling"], site["producer"], lowerings[site["name"]])
+        add(table, site["name"], site["spelling"], site["producer"], lowerings[site["name"]])
     return [*lines, table, verifications_table(verifications, len(bundle.samples))]
 
 
@@ -241,16 +245,18 @@ def deployment_json(done: Deployment) -> JSON:
     """Return the stages' results under their names."""
     return {
         "export": export_json(done.bundle),
+        "plan": None if done.plan is None else plan_json(done.plan),
         "build": builds_json(done.builds),
         "verify": verifications_json(done.benchmark.verifications),
         "bench": benchmark_json(done.benchmark),
     }
 
 
-def deployment_parts(done: Deployment) -> list[Table | str]:
+def deployment_parts(done: Deployment) -> list[Section | str]:
     """Return a table per stage."""
     return [
-        *export_parts(done.bundle)[:-1],
+        *export_parts(done.bundle)[:-2],
+        *([] if done.plan is None else plan_tables(done.plan)),
         builds_table(done.builds),
         verifications_table(done.benchmark.verifications, len(done.bundle.samples)),
         benchmark_table(done.benchmark),
@@ -262,9 +268,9 @@ def health_json(found: Sequence[Health]) -> JSON:
     return {"backends": [asdict(health) for health in found]}
 
 
-def health_table(found: Sequence[Health]) -> Table:
+def health_table(found: Sequence[Health]) -> Section:
     """Return a row per backend."""
-    table = _table("backends", "backend!", "!", "")
+    table = section("backends", "backend!", "!", "")
     for health in found:
-        _add(table, health.backend, "ok" if health.works else "missing", health.summary)
+        add(table, health.backend, "ok" if health.works else "missing", health.summary)
     return table

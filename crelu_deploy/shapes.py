@@ -92,15 +92,7 @@ def resolve(
     Raises:
         ExportError: An unknown name, a missing shape, or an axis outside the rank.
     """
-    chosen = dict(zip(names, defaults or (), strict=False))
-    named = {name for name, _ in shapes}
-    unnamed = (name for name in names if name not in named)
-    for name, shape in shapes:
-        key = name or next(unnamed, "")
-        if key not in names:
-            wanted = ", ".join(names)
-            raise ExportError(f"no input {name or shape}; the network's inputs are: {wanted}")
-        chosen[key] = shape
+    chosen = {**dict(zip(names, defaults or (), strict=False)), **assign(names, shapes)}
     used = max((names.index(name) for name in chosen), default=0) + 1
     for name in names[:used]:
         if name not in chosen:
@@ -112,6 +104,26 @@ def resolve(
         if name and name not in chosen:
             raise ExportError(f"no input {name!r}; the inputs are: {', '.join(chosen)}")
     return tuple(_input(name, chosen[name], dynamic) for name in names if name in chosen)
+
+
+def assign(
+    names: Sequence[str], shapes: Sequence[tuple[str, tuple[int, ...]]]
+) -> dict[str, tuple[int, ...]]:
+    """Return shapes by name; a name left out means the next input that is not named.
+
+    Raises:
+        ExportError: An unknown name, or more shapes than inputs.
+    """
+    named = {name for name, _ in shapes}
+    unnamed = (name for name in names if name not in named)
+    chosen = {}
+    for name, shape in shapes:
+        key = name or next(unnamed, "")
+        if key not in names:
+            which = repr(name) if name else f"for the shape {'x'.join(map(str, shape))}"
+            raise ExportError(f"no input {which}; the inputs are: {', '.join(names)}")
+        chosen[key] = shape
+    return chosen
 
 
 def _input(

@@ -11,6 +11,7 @@ import pytest
 from crelu_deploy.accuracy import (
     SMALLEST_RMS,
     TOLERANCES,
+    Comparison,
     Tolerance,
     check,
     compare,
@@ -200,6 +201,11 @@ def test_a_given_tolerance_replaces_the_one_of_the_type():
     assert compare(actual, wanted, "y", Tolerance(0, 0.1)).score == pytest.approx(0.5, rel=1e-5)
     assert not compare(actual, wanted, "y", Tolerance(0, 0)).passed
     assert not compare(actual, wanted, "y", Tolerance(math.nan, 0)).passed
+
+
+def test_a_score_that_is_no_number_fails():
+    assert not Comparison(math.nan, 0.0, "y").passed
+    assert Comparison(1.0, 0.0, "y").passed
 
 
 ONES = np.ones(2, np.float32)

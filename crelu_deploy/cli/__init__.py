@@ -5,12 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import click
-
-from crelu_deploy.cli.commands import FAILED, cli
-from crelu_deploy.errors import DeployError
-
-USAGE, INTERRUPTED = 2, 130
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,7 +26,21 @@ def run(arguments: Sequence[str]) -> int:
         usage, 130 when interrupted.
     """
     try:
-        code = cli.main(list(arguments), prog_name="crelu", standalone_mode=False)
+        return _run(list(arguments))
+    except KeyboardInterrupt:
+        return _failed(INTERRUPTED, "interrupted; what was there before is unchanged")
+
+
+def _run(arguments: list[str]) -> int:
+    # Imported here so that an interrupt during the imports is a line too.
+    import click
+
+    from crelu_deploy.cli import planning  # noqa: F401 - registers its verb
+    from crelu_deploy.cli.commands import cli
+    from crelu_deploy.errors import DeployError
+
+    try:
+        return cli.main(arguments, prog_name="crelu", standalone_mode=False) or 0
     except click.UsageError as error:
         help_ = f"{error.ctx.command_path} --help" if error.ctx else "crelu --help"
         return _failed(USAGE, f"{error.format_message()} (see {help_})")
@@ -39,12 +48,11 @@ def run(arguments: Sequence[str]) -> int:
         return _failed(FAILED, error.format_message())
     except DeployError as error:
         return _failed(FAILED, str(error))
-    except (click.Abort, KeyboardInterrupt):
-        return _failed(INTERRUPTED, "interrupted; what was there before is unchanged")
-    return code or 0
+    except click.Abort as error:
+        raise KeyboardInterrupt from error
 
 
 def _failed(code: int, message: str) -> int:
     line = " ".join(message.split())
-    click.echo(f"error: {''.join(c if c.isprintable() else '?' for c in line)}", err=True)
+    print(f"error: {''.join(c if c.isprintable() else '?' for c in line)}", file=sys.stderr)
     return code

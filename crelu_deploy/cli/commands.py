@@ -29,15 +29,11 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("model", type=options.FILE)
-@click.option("-o", "--out", type=options.FILE, help="The bundle's folder.")
-@options.TRUST
 @options.exporting
 @options.limits
 @options.output
 def export(
     model: Path,
-    out: Path | None,
-    trust: bool,
     exporting: options.Export,
     limits: options.Limits,
     output: Output,
@@ -50,8 +46,6 @@ def export(
 
         bundle = exporter.export(
             model,
-            out,
-            trust=trust,
             tolerance=limits.tolerance,
             progress=output.progress,
             **exporting.arguments(),
@@ -207,26 +201,24 @@ def bench(
 
 @cli.command()
 @click.argument("model", type=options.FILE)
-@click.option("-o", "--out", type=options.FILE, help="The bundle's folder.")
 @options.TARGETS
-@options.TRUST
 @options.exporting
 @options.running
+@options.BUDGET
 @options.measuring
 @options.limits
 @options.output
 def deploy(
     model: Path,
-    out: Path | None,
     targets: tuple[str, ...],
-    trust: bool,
     exporting: options.Export,
     running: options.Running,
+    budget: float,
     measuring: options.Measuring,
     limits: options.Limits,
     output: Output,
 ) -> int:
-    """Export, build, verify and time, in one go; ort-cpu when no target is named."""
+    """Export, plan, build, verify and time, in one go; ort-cpu when no target is named."""
     with output:
         _require(model)
         output.progress("start PyTorch")
@@ -234,10 +226,10 @@ def deploy(
 
         done = deployment.deploy(
             model,
-            out,
             targets=targets or ("ort-cpu",),
-            options=Options(running.threads, trust, running.verbose),
+            options=Options(running.threads, exporting.trust, running.verbose),
             batches=measuring.batches,
+            budget=budget,
             effort=measuring.effort,
             tolerance=limits.tolerance,
             progress=output.progress,

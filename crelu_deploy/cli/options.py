@@ -44,7 +44,12 @@ def _check_lowering(text: str) -> None:
         raise ValueError(unknown("lowering", text, (AUTO, *LOWERINGS)))
 
 
-def _read_batches(text: str) -> tuple[int, ...]:
+def read_batches(text: str) -> tuple[int, ...]:
+    """Read batch sizes such as ``1,8``.
+
+    Raises:
+        ValueError: Not positive integers with commas between them.
+    """
     try:
         sizes = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -84,13 +89,31 @@ TARGETS = click.option(
     help="What to build, verify or time. Repeatable.",
 )
 
+BATCH = click.option(
+    "--batch",
+    type=Text("SIZES", read_batches),
+    default="1",
+    show_default=True,
+    help="Batch sizes, such as 1,8.",
+)
+
+BUDGET = click.option(
+    "--budget",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    help="Seconds to search for the fastest mix of lowerings; 0 takes a rule's choice.",
+)
+
 TRUST = click.option("--trust", is_flag=True, help="Load files that can run code.")
 
 
 @dataclass(frozen=True)
 class Export:
-    """How a checkpoint is exported."""
+    """Where a checkpoint's bundle goes and how it is exported."""
 
+    out: Path | None
+    trust: bool
     arch: str | None
     ema: bool
     inputs: tuple[str, ...]
@@ -131,7 +154,7 @@ class Measuring:
     @property
     def batches(self) -> tuple[int, ...]:
         """The batch sizes."""
-        return _read_batches(self.batch)
+        return read_batches(self.batch)
 
     @property
     def effort(self) -> Effort:
@@ -167,6 +190,8 @@ def _group(name: str, kind: type[Any], *options: Command) -> Callable[[Command],
 exporting = _group(
     "exporting",
     Export,
+    click.option("-o", "--out", type=FILE, help="The bundle's folder."),
+    TRUST,
     click.option("--arch", help="Architecture: a name, or package.module:factory."),
     click.option("--ema", is_flag=True, help="Take the moving average of the weights."),
     INPUT,
@@ -197,13 +222,7 @@ limits = _group(
 measuring = _group(
     "measuring",
     Measuring,
-    click.option(
-        "--batch",
-        type=Text("SIZES", _read_batches),
-        default="1",
-        show_default=True,
-        help="Batch sizes, such as 1,8.",
-    ),
+    BATCH,
     click.option("--runs", type=click.IntRange(1), default=200, show_default=True),
     click.option(
         "--seconds",

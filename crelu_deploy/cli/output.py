@@ -55,8 +55,10 @@ class Output:
         if self.as_json:
             click.echo(json.dumps(data, indent=2))
             return
-        console = Console(highlight=False, markup=False)
+        console = Console(highlight=False)
         for part in parts:
-            console.print(part)
-            if not isinstance(part, str):
+            if isinstance(part, str):
+                click.echo(part)  # whole, however long: a path is copied from here
+            else:
+                console.print(part)
                 console.print()

@@ -1,0 +1,54 @@
+"""The verb ``plan``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from crelu_deploy import render
+from crelu_deploy.bundle import Bundle
+from crelu_deploy.cli import options
+from crelu_deploy.cli.commands import OK, cli
+from crelu_deploy.cli.output import Output
+from crelu_deploy.plan import Plan
+from crelu_deploy.targets import Options, Target
+
+
+@cli.command()
+@click.argument("bundle", type=options.FILE)
+@options.BATCH
+@options.BUDGET
+@click.option("--plan", "file", type=options.FILE, help="Use this plan instead of measuring.")
+@click.option("-o", "--out", type=options.FILE, help="Also write the plan to a file.")
+@options.running
+@options.output
+def plan(
+    bundle: Path,
+    batch: str,
+    budget: float,
+    file: Path | None,
+    out: Path | None,
+    running: options.Running,
+    output: Output,
+) -> int:
+    """Find the fastest mix of lowerings by timing it here, and build ort-cpu:auto with it."""
+    from crelu_deploy import pipeline, planner
+
+    with output:
+        opened = Bundle.open(bundle)
+        settings = Options(running.threads, verbose=running.verbose)
+        if file is not None:
+            made = Plan.read(file)
+            planner.use(opened, made)
+        else:
+            batches = options.read_batches(batch)
+            made = planner.make_plan(
+                opened, settings, batches=batches, budget=budget, progress=output.progress
+            )
+        if out is not None:
+            made.save(out)
+        target = Target.parse(planner.BACKEND)
+        (built,) = pipeline.build(opened, [target], settings, progress=output.progress)
+        output.result(render.plan_json(made, built), *render.plan_tables(made, built))
+    return OK

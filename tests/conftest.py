@@ -1,0 +1,32 @@
+"""Bundles that several test files read; a test that changes one takes its own copy."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+DIGITS = Path(__file__).resolve().parent.parent / "examples" / "digits_crelu.pt"
+
+
+@pytest.fixture(scope="session", name="digits")
+def digits_checkpoint() -> Path:
+    """A trained network in a file that names its architecture: 6 sites, input 1x1x28x28."""
+    return DIGITS
+
+
+@pytest.fixture(scope="session")
+def shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of ``digits`` with ``ort-cpu:auto`` built; to be read only."""
+    torch = pytest.importorskip("torch")
+    from crelu_deploy import export
+
+    torch.set_num_threads(1)
+    return export(DIGITS, tmp_path_factory.mktemp("shared") / "digits.crelu").path
+
+
+@pytest.fixture
+def bundle(shared_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of ``shared_bundle`` that the test may change."""
+    return Path(shutil.copytree(shared_bundle, tmp_path / "digits.crelu"))
