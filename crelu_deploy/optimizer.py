@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from crelu_deploy import plan
+from crelu_deploy import plan, pruning
 from crelu_deploy.accuracy import Comparison, Tolerance, compare_outputs, worst_of
 from crelu_deploy.errors import BuildError, DeployError, ExportError, UnsupportedModel
 from crelu_deploy.lowerings import lower
@@ -53,6 +53,7 @@ class Optimized:
         inspection: The sites of the original.
         lowerings: Site -> the lowering it has now.
         reasons: Site -> why it did not get the lowering that was asked for.
+        removed: Site -> the dead halves that were removed.
         before: Operator -> how many nodes the original had.
         after: The same for the result.
         comparison: Distance of the result's outputs from the original's; None if not checked.
@@ -62,6 +63,7 @@ class Optimized:
     inspection: Inspection
     lowerings: Mapping[str, str]
     reasons: Mapping[str, str]
+    removed: Mapping[str, pruning.Removal]
     before: Mapping[str, int]
     after: Mapping[str, int]
     comparison: Comparison | None
@@ -78,6 +80,7 @@ def optimize(
     out: str | Path,
     *,
     lowering: str = AUTO,
+    prune: bool = False,
     inputs: Sequence[str] = (),
     check: bool = True,
     tolerance: Tolerance | None = None,
@@ -89,6 +92,7 @@ def optimize(
         source: The original, which stays as it is.
         out: The file to write; an earlier one is replaced in one step.
         lowering: A name in ``LOWERINGS``, or ``auto`` for the rule's choice per site.
+        prune: Remove the halves of sites that are dead, see ``pruning``.
         inputs: ``[NAME:]1x3x224x224`` for inputs whose dynamic axes cannot be guessed.
         check: Compare both files on ONNX Runtime; without it only the structure is checked.
         tolerance: What counts as equal, instead of what each output's element type tells.
@@ -98,20 +102,25 @@ def optimize(
         UnsupportedModel: The original cannot be read, run or lowered, or the result differs.
         BuildError: The file cannot be written.
     """
-    source, out = Path(source), Path(out)
+    source, out = _apart(Path(source), Path(out))
+    progress("recognise CReLU")
+    original = read_model(source)
+    before = _operators(original)
+    recognized, inspection = _recognized(original)
+    pruned = pruning.prune(clean(recognized)) if prune else None
+    model = clean(recognized) if pruned is None else pruned.model
+    lowered = lower(model, plan.by_rule(model) if lowering == AUTO else lowering)
+    progress("compare with the original")
+    checked = _checked(lowered.model, source, inputs, tolerance, check)
+    save_model(lowered.model, out)
+    after, removed = _operators(lowered.model), {} if pruned is None else pruned.removed
+    return Optimized(inspection, lowered.applied, lowered.reasons, removed, before, after, *checked)
+
+
+def _apart(source: Path, out: Path) -> tuple[Path, Path]:
     if out.exists() and source.exists() and out.samefile(source):
         raise BuildError(f"{out}: is the original itself; choose another name with -o")
-    progress("recognise CReLU")
-    model = read_model(source)
-    before = _operators(model)
-    model, inspection = _recognized(model)
-    cleaned = clean(model)
-    lowered = lower(cleaned, plan.by_rule(cleaned) if lowering == AUTO else lowering)
-    progress("compare with the original")
-    comparison, bit_equal = _checked(lowered.model, source, inputs, tolerance, check)
-    save_model(lowered.model, out)
-    changes = (inspection, lowered.applied, lowered.reasons, before, _operators(lowered.model))
-    return Optimized(*changes, comparison, bit_equal)
+    return source, out
 
 
 def _checked(

@@ -16,7 +16,7 @@ from typing import Any
 import onnx_ir as ir
 
 from crelu_deploy.errors import UnsupportedModel
-from crelu_deploy.lowerings import LOWERINGS, fold
+from crelu_deploy.lowerings import LOWERINGS, fold, lower
 from crelu_deploy.lowerings.sitenode import site_nodes
 from crelu_deploy.lowerings.values import constant
 from crelu_deploy.staging import write_text
@@ -114,17 +114,35 @@ CPU = Rule()
 
 
 def by_rule(model: ir.Model, rule: Rule = CPU) -> dict[str, str]:
-    """Return site -> lowering by the length of its producer's sums, without measuring."""
+    """Return site -> lowering by the length of its producer's sums, without measuring.
+
+    Where folding does not pay, it is ``complement`` if the consumers allow it, else ``depthwise``
+    where the channels fill their blocks, else ``mirror``.
+    """
     plans = fold.plans(site_nodes(model))
-    return {name: _choose(plan, rule) for name, plan in plans.items()}
+    choice = {name: "fold" if _pays(plan, rule) else "complement" for name, plan in plans.items()}
+    for site in _refusing(model, choice, "complement"):
+        choice[site] = "depthwise" if _fills_blocks(plans[site], rule) else "mirror"
+    for site in _refusing(model, choice, "depthwise"):
+        choice[site] = "mirror"
+    return choice
 
 
-def _choose(plan: fold.Plan | str, rule: Rule) -> str:
+def _refusing(model: ir.Model, choice: Mapping[str, str], lowering: str) -> list[str]:
+    """Return the sites that cannot have the lowering chosen for them."""
+    asked = {site: chosen for site, chosen in choice.items() if chosen == lowering}
+    return list(lower(model, asked).reasons) if asked else []
+
+
+def _fills_blocks(plan: fold.Plan | str, rule: Rule) -> bool:
+    return not isinstance(plan, str) and plan.chain.channels % rule.block == 0
+
+
+def _pays(plan: fold.Plan | str, rule: Rule) -> bool:
     if isinstance(plan, str):
-        return "mirror"
-    channels = plan.chain.channels
-    limit = rule.padded if channels % rule.block else rule.whole
-    return "fold" if _terms(plan) <= limit else "mirror"
+        return False
+    limit = rule.padded if plan.chain.channels % rule.block else rule.whole
+    return _terms(plan) <= limit
 
 
 def _terms(plan: fold.Plan) -> float:

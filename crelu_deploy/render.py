@@ -66,6 +66,7 @@ def optimized_json(done: Optimized) -> JSON:
         **inspection_json(done.inspection),
         "lowerings": dict(done.lowerings),
         "reasons": dict(done.reasons),
+        "removed": {site: asdict(removal) for site, removal in done.removed.items()},
         "before": dict(done.before),
         "after": dict(done.after),
         "bit_equal": done.bit_equal,
@@ -86,7 +87,23 @@ def optimized_parts(done: Optimized, out: Path) -> list[Section | str]:
         if before != after:
             add(counts, name, before, after)
     add(counts, "all", sum(done.before.values()), sum(done.after.values()))
-    return [sites, counts, _check_line(done), f"wrote    {printable(str(out))}"]
+    return [
+        sites,
+        *_pruned_section(done),
+        counts,
+        _check_line(done),
+        f"wrote    {printable(str(out))}",
+    ]
+
+
+def _pruned_section(done: Optimized) -> list[Section]:
+    if not done.removed:
+        return []
+    table = section("dead halves removed", "site", "filters>", "both alive>", "one>", "none>")
+    for site, removal in done.removed.items():
+        single = len(removal.positive) + len(removal.negative)
+        add(table, site, removal.channels, removal.both, single, len(removal.dropped))
+    return [table]
 
 
 def _check_line(done: Optimized) -> str:

@@ -276,3 +276,24 @@ def test_the_result_cannot_be_written(tmp_path: Path) -> None:
         optimize(source, tmp_path / "missing" / "out.onnx")
     with pytest.raises(BuildError, match="cannot be written: Is a directory"):
         optimize(source, tmp_path)
+
+
+def test_dead_halves_are_removed_on_request(tmp_path):
+    graph = Graph(
+        f"{CONV} n = Neg(z) c = Concat<axis=1>(z, n) r = Relu(c) y = Conv(r, v)",
+        weights={**WEIGHTS, "v": (5, 8, 1, 1)},
+    )
+    model = proto(graph)
+    consumer = next(i for i in model.graph.initializer if i.name == "v")
+    weights = onnx.numpy_helper.to_array(consumer).copy()
+    weights[:, [0, 1, 5]] = 0  # filter 0 keeps its second half, filter 1 none, the others both
+    consumer.CopyFrom(onnx.numpy_helper.from_array(weights, "v"))
+    onnx.save(model, tmp_path / "in.onnx")
+    done = optimize(tmp_path / "in.onnx", tmp_path / "out.onnx", prune=True)
+    (removal,) = done.removed.values()
+    assert (removal.channels, removal.both) == (4, 2)
+    assert (removal.positive, removal.negative, removal.dropped) == ((), (0,), (1,))
+    plain = optimize(tmp_path / "in.onnx", tmp_path / "plain.onnx")
+    assert not plain.removed
+    expected, actual = (run(tmp_path / f, IMAGE) for f in ("in.onnx", "out.onnx"))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The rule that chooses a lowering per site: short sums fold, the others are mirrored."""
+"""The rule that chooses a lowering per site: short sums fold, the others depend on neighbours."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def gemm(terms: int, channels: int) -> Case:
 CHOSEN = {
     "stem": (conv((3, 5, 5), 32), "fold"),
     "whole-at-the-limit": (conv((4, 5, 5), 16), "fold"),
-    "whole-above": (conv((101, 1, 1), 16), "mirror"),
+    "whole-above": (conv((101, 1, 1), 16), "depthwise"),
     "padded-at-the-limit": (conv((10, 5, 5), 24), "fold"),
     "padded-above": (conv((251, 1, 1), 24), "mirror"),
     "padded-wide": (conv((101, 1, 1), 17), "fold"),
-    "wide": (conv((64, 3, 3), 64), "mirror"),
+    "wide": (conv((64, 3, 3), 64), "depthwise"),
     "pointwise": (conv((64, 1, 1), 64), "fold"),
-    "grouped": (conv((32, 3, 3), 32, "<group=2>", 2), "mirror"),
+    "grouped": (conv((32, 3, 3), 32, "<group=2>", 2), "depthwise"),
     "grouped-narrow": (conv((8, 3, 3), 32, "<group=2>", 2), "fold"),
     "depthwise": (conv((1, 3, 3), 64, "<group=64>", 64), "mirror"),
     "transposed": (Case("z = ConvTranspose(x, w)", (1, 8, 5, 5), {"w": (8, 16, 3, 3)}), "fold"),
     "transposed-wide": (
         Case("z = ConvTranspose(x, w)", (1, 12, 5, 5), {"w": (12, 16, 3, 3)}),
-        "mirror",
+        "depthwise",
     ),
     "gemm": (gemm(100, 32), "fold"),
     "gemm-wide": (gemm(101, 32), "mirror"),
@@ -65,7 +65,7 @@ def test_what_the_rule_chooses_is_what_the_site_gets(case, lowering):
 
 def test_the_limits_are_parameters():
     network = model(conv((4, 5, 5), 16))
-    assert by_rule(network, Rule(whole=99)) == {"site": "mirror"}
+    assert by_rule(network, Rule(whole=99)) == {"site": "depthwise"}
     assert by_rule(network, Rule(block=32, whole=99)) == {"site": "fold"}
     assert by_rule(network, Rule(block=32, padded=99)) == {"site": "mirror"}
 
@@ -78,8 +78,18 @@ def test_every_site_is_decided_for_itself_and_the_model_is_kept():
     )
     network = model(case)
     before = [node.op_type for node in network.graph]
-    assert by_rule(network) == {"first": "fold", "site": "mirror"}
+    assert by_rule(network) == {"first": "fold", "site": "depthwise"}
     assert [node.op_type for node in network.graph] == before
+
+
+@pytest.mark.parametrize(("channels", "lowering"), [(64, "complement"), (40, "complement")])
+def test_a_wide_site_that_only_convolutions_read_is_complemented(channels, lowering):
+    case = Case(
+        "p = Conv(x, w) [wide] q = crelu_deploy.CReLU<axis=1>(p) z = Conv(q, v)",
+        (1, 32, 9, 9),
+        {"w": (channels, 32, 3, 3), "v": (8, 2 * channels, 1, 1)},
+    )
+    assert by_rule(model(case, "y = Relu(z)")) == {"wide": lowering}
 
 
 def test_a_model_without_sites_needs_no_plan():

@@ -78,6 +78,7 @@ def inspect(file: Path, output: Output) -> int:
 @click.argument("source", metavar="IN.onnx", type=options.FILE)
 @click.option("-o", "--out", type=options.FILE, required=True, help="The file to write.")
 @options.LOWERING
+@click.option("--prune", is_flag=True, help="Remove dead halves of sites.")
 @options.INPUT
 @click.option("--no-check", is_flag=True, help="Do not compare with the original.")
 @options.limits
@@ -86,6 +87,7 @@ def optimize(
     source: Path,
     out: Path,
     lowering: str,
+    prune: bool,
     inputs: tuple[str, ...],
     no_check: bool,
     limits: options.Limits,
@@ -99,6 +101,7 @@ def optimize(
             source,
             out,
             lowering=lowering,
+            prune=prune,
             inputs=inputs,
             check=not no_check,
             tolerance=limits.tolerance,

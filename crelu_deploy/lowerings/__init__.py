@@ -13,7 +13,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from crelu_deploy.errors import UnsupportedModel
-from crelu_deploy.lowerings import fold, function, mirror, primitive
+from crelu_deploy.lowerings import complement, depthwise, fold, function, mirror, primitive
+from crelu_deploy.lowerings.concats import JoinConcats
 from crelu_deploy.lowerings.editing import Editor
 from crelu_deploy.lowerings.sitenode import SiteNode, site_nodes
 
@@ -21,6 +22,8 @@ Lowering = Callable[[Editor, Mapping[str, SiteNode]], Mapping[str, str]]
 
 LOWERINGS: Mapping[str, Lowering] = {
     "fold": fold.lower,
+    "depthwise": depthwise.lower,
+    "complement": complement.lower,
     "mirror": mirror.lower,
     "function": function.lower,
     "primitive": primitive.lower,
@@ -68,6 +71,7 @@ def lower(model: ir.Model, choice: Mapping[str, str] | str) -> Lowered:
         )
         applied |= dict.fromkeys((s for s in reasons if applied[s] == name), "primitive")
     for cleanup in (
+        JoinConcats(),
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),

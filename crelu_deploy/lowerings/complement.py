@@ -1,0 +1,136 @@
+"""``relu(-x) = relu(x) - x``: the consumers' weights compute the second half from the first.
+
+``Concat(x, relu(x))`` takes the place of the site, and a consumer with the columns ``[Wp, Wn]``
+gets ``[-Wn, Wp + Wn]``, computed in float64 and rounded once. For finite values the result is the
+same within rounding, relative to the largest of the products that cancel; an infinity in x becomes
+NaN. A site that only max pools read is pooled first, ``max(relu(x)) = relu(max(x))``, as x and as
+-x, and the small maps are activated; that is exact but for NaN, which max pools may drop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from crelu_deploy.lowerings import depthwise
+from crelu_deploy.lowerings.consumers import LINEAR, Consumer, below, extent_of
+from crelu_deploy.lowerings.editing import Editor
+from crelu_deploy.lowerings.producers import Refusal
+from crelu_deploy.lowerings.sitenode import SiteNode
+from crelu_deploy.lowerings.values import describe, is_onnx, node_like
+from crelu_deploy.op import Array
+
+THROUGH = LINEAR | {"Concat"}
+
+
+def lower(editor: Editor, sites: Mapping[str, SiteNode]) -> dict[str, str]:
+    """Rewrite the consumers' weights of every plain site, or pool it before it is activated.
+
+    Returns:
+        For each site with another activation, or with a reader that is neither an operator with
+        constant weights, behind operators that are linear in each channel, nor one of only max
+        pools, the reason.
+    """
+    refused = {}
+    for name, site in sites.items():
+        try:
+            _lower(editor, site)
+        except Refusal as refusal:
+            refused[name] = str(refusal)
+    return refused
+
+
+def _lower(editor: Editor, site: SiteNode) -> None:
+    if site.affine or site.activation != "relu":
+        raise Refusal(f"{site.node.op_type} is no plain relu")
+    if any(is_onnx(node, "MaxPool") for node in site.y.consumers()):
+        _require_pools(site)
+        _pool(editor, site)
+        return
+    consumers = below(site, extent_of(site), THROUGH).consumers
+    columns = [_complemented(consumer) for consumer in consumers]
+    for consumer, new in zip(consumers, columns, strict=True):
+        consumer.write(editor, site.scope, new)
+    relu = node_like(site.x, "Relu", [site.x])
+    halves = [site.x, relu.outputs[0]]
+    concat = node_like(site.y, "Concat", halves, {"axis": site.node.attributes["axis"]})
+    editor.replace(site, [relu, concat])
+    # Whoever compares tensors by name must not take it for the site's.
+    concat.outputs[0].name = editor.unused(f"{site.name}/Complement")
+
+
+@np.errstate(all="ignore")
+def _complemented(consumer: Consumer) -> Array:
+    """Return the weight of a consumer with ``[-Wn, Wp + Wn]`` in place of ``[Wp, Wn]``."""
+    weight, start = consumer.weight().copy(), consumer.part.start
+    positive, negative = np.split(consumer.columns().astype(np.float64), 2)
+    columns = np.concatenate([-negative, positive + negative]).astype(weight.dtype)
+    if not np.isfinite(columns.astype(np.float64)).all():
+        raise Refusal(f"the sums of weights of {describe(consumer.node)} behind it overflow")
+    weight[start : start + len(columns)] = columns
+    return weight
+
+
+def _require_pools(site: SiteNode) -> None:
+    """Refuse a pooled site that something else reads, and pools that are not plain."""
+    if site.y.is_graph_output():
+        raise Refusal(f"{site.y.name!r} behind it is an output of the graph")
+    for pool in site.y.consumers():
+        if not is_onnx(pool, "MaxPool"):
+            raise Refusal(f"{describe(pool)} reads it beside a MaxPool")
+        if any(v.uses() or v.is_graph_output() for v in pool.outputs[1:]):
+            raise Refusal(f"the indices of {describe(pool)} behind it are read")
+        if set(pool.attributes.get_ints("dilations", ())) - {1}:
+            # A window of a dilated pool may lie in the padding alone.
+            raise Refusal(f"{describe(pool)} behind it is dilated")
+    if site.axis != 1:
+        raise Refusal(f"its axis {site.axis} is not that of a pool's channels, 1")
+
+
+def _pool(editor: Editor, site: SiteNode) -> None:
+    negated = _negated(editor, site)
+    editor.name([negated], site.name)
+    site.node.prepend(negated)
+    for pool in dict.fromkeys(site.y.consumers()):
+        nodes = [node for value in (site.x, negated.outputs[0]) for node in _half(pool, value)]
+        halves = [nodes[1].outputs[0], nodes[3].outputs[0]]
+        attributes = {"axis": ir.AttrInt64("axis", 1)}
+        nodes.append(node_like(pool.outputs[0], "Concat", halves, attributes))
+        editor.name(nodes, pool.name or site.name)
+        pool.prepend(nodes)
+        editor.substitute(pool.outputs[0], nodes[-1].outputs[0])
+        _remove(pool)
+    _remove(site.node)
+
+
+def _negated(editor: Editor, site: SiteNode) -> ir.Node:
+    """Return the node that computes -x.
+
+    A Neg leaves the blocked layout, which takes longer than a depthwise conv where the channels
+    fill their blocks, and less long where they do not.
+    """
+    try:
+        x = depthwise.input_of(site)
+    except Refusal:
+        return node_like(site.x, "Neg", [site.x])
+    if x.channels % depthwise.BLOCK:
+        return node_like(site.x, "Neg", [site.x])
+    return depthwise.convolve(editor, site, depthwise.negation(x), x.rank)
+
+
+def _half(pool: ir.Node, value: ir.Value) -> list[ir.Node]:
+    """Return the pool of one half and its activation."""
+    pooled = ir.node("MaxPool", [value], pool.attributes)
+    relu = ir.node("Relu", [pooled.outputs[0]])
+    for node in (pooled, relu):
+        node.outputs[0].type, shape = value.type, pool.outputs[0].shape
+        if shape is not None and value.shape is not None:
+            node.outputs[0].shape = ir.Shape([shape[0], value.shape[1], *shape[2:]])
+    return [pooled, relu]
+
+
+def _remove(node: ir.Node) -> None:
+    assert node.graph is not None, "the node is in a graph"
+    node.graph.remove(node, safe=True)
