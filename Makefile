@@ -4,11 +4,12 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint plugins clean
 
 help:
 	@echo "make demo   export, verify and time a trained model on real images"
 	@echo "make test   lint, type-check and run all tests"
+	@echo "make plugins build the native plugins into crelu_deploy/lib"
 	@echo "make lint   lint and type-check only"
 
 $(READY): pyproject.toml constraints.txt
@@ -29,5 +30,13 @@ lint: $(READY)
 test: lint
 	$(BIN)/pytest
 
+# --no-deps: these packages would bring a CUDA build of PyTorch or the whole of TensorRT.
+plugins: $(READY)
+	PIP=$(BIN)/pip plugins/fetch_sdk.sh
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps \
+	  tensorrt-dispatch-cu13-libs tensorrt-dispatch-cu13-bindings \
+	  || echo "no TensorRT registry: its tests are skipped" >&2
+	cd plugins && cmake --preset default && cmake --build --preset default
+
 clean:
-	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) crelu_deploy/lib build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
