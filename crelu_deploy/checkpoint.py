@@ -33,7 +33,7 @@ from crelu_deploy.checkpoint_weights import (
     unwrap,
 )
 from crelu_deploy.errors import BuildError, CheckpointError
-from crelu_deploy.models import MODELS, build, classes, identify
+from crelu_deploy.models import build, classes, find, identify
 
 __all__ = ["Format", "Loaded", "detect", "load", "save"]
 
@@ -182,7 +182,7 @@ def _from_weights(
     *_, (_, bare) = stripped(tensors)
     name = arch or own_arch or identify(bare)[0]
     module = build(name, num_classes=classes(name, bare)).eval()
-    model, notes = MODELS[name], notes + fit(module, tensors)
+    model, notes = find(name), notes + fit(module, tensors)
     return Loaded(
         module, name, kind, (model.input_shape,), model.input_names, model.output_names, notes
     )

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from crelu_deploy.models.counting import Cost, cost
 from crelu_deploy.models.identification import classes, identify
-from crelu_deploy.models.zoo import MODELS, Model, build
+from crelu_deploy.models.listing import Entry, entries
+from crelu_deploy.models.zoo import MODELS, Model, build, find
 
-__all__ = ["MODELS", "Model", "build", "classes", "identify"]
+__all__ = [
+    "MODELS",
+    "Cost",
+    "Entry",
+    "Model",
+    "build",
+    "classes",
+    "cost",
+    "entries",
+    "find",
+    "identify",
+]

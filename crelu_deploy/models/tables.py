@@ -59,7 +59,7 @@ class Row:
         layers: Its table.
         widths: Filters and activations, as in ``sequential``.
         reported: The paper's number of parameters, as it prints it; None if it prints none.
-        verdict: How the real number compares, in words.
+        verdict: How the real number compares, in words; ``{gap}`` stands for the difference.
     """
 
     layers: tuple[Layer, ...]
@@ -68,9 +68,9 @@ class Row:
     verdict: str = "no count reported"
 
 
-_EIGHT = "8% under: one convolution fewer than the network that was counted"
-_NINE = "2% under: the report is Springenberg's rounded 1.4M, scaled"
-_HALVED = "no count reported; filters before a CReLU are halved"
+_EIGHT = "{gap}: one convolution fewer than counted"
+_NINE = "{gap}: reports are 1.4M, scaled"
+_HALVED = "no count reported; filters halved"
 
 CONVPOOL_ROWS = {
     "convpool-c-relu": Row(CONVPOOL, "96 96 192 192 192 192 192 n", "1.4M", _EIGHT),
@@ -95,16 +95,29 @@ _CRELU4 = "96c 96c 96c 256c 256 256 384 384 384 1024 1024 n-"
 _CRELU7 = "96c 96c 96c 256c 256c 256c 384c 384 384 1024 1024 n-"
 _HALF = "48c 48c 48c 128c 128c 128c 192c 192c 192c 512c 512 n-"
 _HALF_147 = "48c 96 96 128c 256 256 192c 384 384 1024 1024 n-"
-_LOW = "1.2% under: the count misses that conv8 reads twice the channels"
+_LOW = "{gap}: the report misses half of what conv8 reads"
 ALL_CNN_B_ROWS = {
     "all-cnn-b-relu": Row(ALL_CNN_B, _AVR4.replace("a", ""), "9.37M", "match"),
     "all-cnn-b-avr-1-4": Row(ALL_CNN_B, _AVR4, "9.37M", "match"),
     "all-cnn-b-avr-1-7": Row(ALL_CNN_B, _AVR7, "9.37M", "match"),
-    "all-cnn-b-crelu-all-half": Row(ALL_CNN_B, _HALF, "4.68M", "match (conv11 with ReLU)"),
+    "all-cnn-b-crelu-all-half": Row(
+        ALL_CNN_B, _HALF, "4.68M", "match (weights only; conv11 with ReLU)"
+    ),
     "all-cnn-b-crelu-1-4": Row(ALL_CNN_B, _CRELU4, "10.14M", "match"),
     "all-cnn-b-crelu-1-7": Row(ALL_CNN_B, _CRELU7, "11.62M", _LOW),
     "all-cnn-b-crelu-1-4-7-half": Row(ALL_CNN_B, _HALF_147, "8.60M", "match (weights only)"),
 }
+
+
+def scaled(row: Row, width: float) -> Row:
+    """Return the row with every number of filters times ``width``, at least 1; it has no report."""
+
+    def entry(text: str) -> str:
+        filters = text.rstrip("ca-")
+        mark = text[len(filters) :]
+        return text if filters == "n" else f"{max(1, round(int(filters) * width))}{mark}"
+
+    return Row(row.layers, " ".join(map(entry, row.widths.split())))
 
 
 def nine(row: Row) -> Row:

@@ -1,4 +1,9 @@
-"""``MODELS``, the one list of known architectures, and ``build``."""
+"""``MODELS``, the one list of known architectures, and ``build``.
+
+``NAME@WIDTH``, such as ``convpool-c-crelu@0.125``, is a network of the paper's tables with all its
+numbers of filters times ``WIDTH``. Such networks train in minutes; they are built by that name and
+a checkpoint that carries it is loaded by it, but ``identify`` does not guess it.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +24,7 @@ from crelu_deploy.models.tables import (
     VGG_ROWS,
     Row,
     nine,
+    scaled,
 )
 
 
@@ -34,9 +40,11 @@ class Model:
         make: Number of classes -> a freshly initialised module.
         head: Key of the tensor whose first extent is the number of classes.
         reported: The number of parameters its paper reports, as printed there, or None.
-        verdict: How the real number of parameters compares with that, in words.
+        verdict: How the real number of parameters compares with that, in words; ``{gap}`` stands
+            for the difference.
         input_names: Names of the inputs, in order.
         output_names: Names of the outputs, in order.
+        row: Its layers, where it is a row of a table.
     """
 
     name: str
@@ -49,6 +57,7 @@ class Model:
     verdict: str = "no count reported"
     input_names: tuple[str, ...] = ("input",)
     output_names: tuple[str, ...] = ("logits",)
+    row: Row | None = None
 
 
 def _sequential(
@@ -56,7 +65,8 @@ def _sequential(
 ) -> Model:
     make = partial(build_sequential, row.layers, row.widths, shape[1])
     head = f"{unit}{len(row.widths.split())}.weight"
-    return Model(name, family, num_classes, shape, make, head, row.reported, row.verdict)
+    verdict = row.verdict
+    return Model(name, family, num_classes, shape, make, head, row.reported, verdict, row=row)
 
 
 def _models() -> list[Model]:
@@ -83,23 +93,40 @@ MODELS: Mapping[str, Model] = {model.name: model for model in _models()}
 
 
 def find(name: str) -> Model:
-    """Return ``MODELS[name]``.
+    """Return the architecture of that name, ``NAME@WIDTH`` included.
 
     Raises:
         CheckpointError: ``name`` is not known; the message has the closest names.
     """
-    if name not in MODELS:
-        close = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.5)
+    base, at, width = name.partition("@")
+    if base not in MODELS:
+        close = difflib.get_close_matches(base, MODELS, n=3, cutoff=0.5)
         hint = f"closest: {', '.join(close)}" if close else f"known: {', '.join(MODELS)}"
         raise CheckpointError(f"unknown architecture {name!r} ({hint})")
-    return MODELS[name]
+    return _narrowed(MODELS[base], width) if at else MODELS[base]
+
+
+def _narrowed(model: Model, width: str) -> Model:
+    """Return a row of a table at ``width``, a decimal number above 0 and at most 1."""
+    name = f"{model.name}@{width}"
+    if model.row is None:
+        raise CheckpointError(f"unknown architecture {name!r}: {model.name} has one width only")
+    try:
+        factor = float(width)
+    except ValueError as error:
+        raise CheckpointError(f"unknown architecture {name!r}: {width!r} is no width") from error
+    if not 0 < factor <= 1:
+        raise CheckpointError(f"unknown architecture {name!r}: the width must be in 0..1")
+    unit = "fc" if model.head.startswith("fc") else "conv"
+    row = scaled(model.row, factor)
+    return _sequential(name, model.family, row, model.input_shape, model.num_classes, unit)
 
 
 def build(name: str, *, num_classes: int | None = None) -> nn.Module:
     """Return a freshly initialised module in training mode.
 
     Args:
-        name: a key of ``MODELS``.
+        name: a key of ``MODELS``, or ``NAME@WIDTH``.
         num_classes: the number of classes, 1 or more; None for the architecture's own.
 
     Raises:
