@@ -3,20 +3,24 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+N      ?= 2000
+SEED   ?= 1
 
-.PHONY: help demo test lint plugins clean
+.PHONY: help demo test lint plugins fuzz fuzz-files clean
 
 help:
-	@echo "make demo   export, verify and time a trained model on real images"
-	@echo "make test   lint, type-check and run all tests"
-	@echo "make plugins build the native plugins into crelu_deploy/lib"
-	@echo "make lint   lint and type-check only"
+	@echo "make demo             export, verify and time a trained model on real images"
+	@echo "make test             lint, type-check and run all tests"
+	@echo "make plugins          build the native plugins into crelu_deploy/lib"
+	@echo "make lint             lint and type-check only"
+	@echo "make fuzz N=10000     random networks: recognised, lowered, and run"
+	@echo "make fuzz-files N=2000  damaged files: each ends in success or in one line"
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "error: $(PYTHON) is older than 3.11; run: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,ort,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,ort,openvino,analysis,locate,dev]'
 	@touch $@
 
 demo: $(READY)
@@ -28,7 +32,13 @@ lint: $(READY)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
+
+fuzz: $(READY)
+	FUZZ_EXAMPLES=$(N) $(BIN)/pytest tests/test_fuzz.py --hypothesis-seed=$(SEED) --timeout 0
+
+fuzz-files: $(READY)
+	$(BIN)/python scripts/fuzz_files.py --files $(N) --seed $(SEED)
 
 # --no-deps: these packages would bring a CUDA build of PyTorch or the whole of TensorRT.
 plugins: $(READY)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from crelu_deploy.op import DOMAIN
+from crelu_deploy.recognition_axes import annotate
 from crelu_deploy.recognition_rewrite import (
     SPELLING,
     Names,
@@ -51,7 +52,8 @@ def recognize(model: ir.Model) -> Recognition:
 
     Subgraphs and the model's own functions are included. The graph's inputs and outputs keep their
     names; what another node reads stays computed. The IR version rises to 8 where it is lower,
-    because functions need it.
+    because functions need it. Where anything changed, values without a shape get the one that ONNX
+    infers, which the lowerings ask for.
     """
     modified = False
     nodes = _nodes(model)
@@ -60,10 +62,12 @@ def recognize(model: ir.Model) -> Recognition:
         modified = True
         rewrite(model, found.sites, Names(nodes, model))
         nodes = _nodes(model)
-        found = survey(model, nodes)
-    if modified:
         import_domain(_own_functions(model))
+        attach_functions(model, nodes)  # shapes are inferred through the bodies
+        found = survey(model, nodes)
     attached = attach_functions(model, nodes)
+    if modified:
+        annotate(model)
     return Recognition(modified or attached, found.near_misses, found.opaque)
 
 

@@ -1,4 +1,4 @@
-"""Rank, channel axis and number of channels of values, as far as the graph before them tells.
+"""Dtype, rank, channel axis and number of channels of values, as far as the graph before tells.
 
 Shape annotations are used where a model has them. Where it has none, the operators before a value
 often tell its rank (a convolution's weight has the rank of its output) and which axis holds the
@@ -7,14 +7,14 @@ channels, which is what tells a concat of channels from one of pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from crelu_deploy.op import DOMAIN, NODE_TYPES
-from crelu_deploy.probe import OPS
+from crelu_deploy.probe import FLOATS, OPS
 from crelu_deploy.recognition_constants import stored
 
 Extent = int | str | None
@@ -29,12 +29,14 @@ class Layout:
         axis: The axis of the channels, from the front, or -1 for the last of an unknown rank.
         channels: The extent of that axis.
         shape: Extents: a number, a symbol, or None; empty where none is known.
+        dtype: The element type.
     """
 
     rank: int | None = None
     axis: int | None = None
     channels: int | None = None
     shape: tuple[Extent, ...] = ()
+    dtype: ir.DataType | None = None
 
 
 Rule = Callable[[ir.Node, list[Layout]], Layout]
@@ -63,7 +65,7 @@ def layouts(nodes: Iterable[ir.Node], inferred: Shapes) -> dict[ir.Value, Layout
                 known[value] = _annotated(value, UNKNOWN, inferred)
         inputs = [UNKNOWN if value is None else known[value] for value in node.inputs]
         rule = _RULES.get(node.op_type, _unknown) if node.domain in ("", DOMAIN) else _unknown
-        layout = rule(node, inputs)
+        layout = replace(rule(node, inputs), dtype=_dtype(node, inputs))
         for output in node.outputs:
             known[output] = _annotated(output, layout, inferred)
     return known
@@ -71,14 +73,22 @@ def layouts(nodes: Iterable[ir.Node], inferred: Shapes) -> dict[ir.Value, Layout
 
 def inferred_shapes(model: ir.Model) -> dict[ir.Value, ir.Shape]:
     """Return the shapes that ONNX infers for the main graph; the model stays as it is."""
+    return {value: twin.shape for value, twin in _inferred(model) if twin.shape is not None}
+
+
+def annotate(model: ir.Model) -> None:
+    """Give the values of the main graph that have no type or shape those that ONNX infers."""
+    for value, twin in _inferred(model):
+        value.type = value.type or twin.type
+        value.shape = twin.shape if value.shape is None else value.shape
+
+
+def _inferred(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value]]:
+    """Yield what the nodes make, each value with its twin in a copy that is annotated."""
     copy = model.clone()
     ShapeInferencePass(check_type=False, strict_mode=False)(copy)
-    return {
-        value: twin.shape
-        for node, other in zip(model.graph, copy.graph, strict=True)
-        for value, twin in zip(node.outputs, other.outputs, strict=True)
-        if twin.shape is not None
-    }
+    for node, other in zip(model.graph, copy.graph, strict=True):
+        yield from zip(node.outputs, other.outputs, strict=True)
 
 
 def extent(axis: int, layout: Layout) -> int | None:
@@ -94,13 +104,29 @@ def extent(axis: int, layout: Layout) -> int | None:
 def _annotated(value: ir.Value, layout: Layout, inferred: Shapes) -> Layout:
     shape = inferred.get(value, value.shape)
     if value.const_value is not None:
-        stored_shape = tuple(value.const_value.shape.numpy())
-        return replace(layout, rank=len(stored_shape), shape=stored_shape)
+        tensor = value.const_value
+        stored_shape = tuple(tensor.shape.numpy())
+        return Layout(len(stored_shape), shape=stored_shape, dtype=tensor.dtype)
+    dtype = value.dtype or layout.dtype
     if shape is None:
-        return layout
+        return layout if dtype == layout.dtype else replace(layout, dtype=dtype)
     axis = None if layout.axis is None else normalized(layout.axis, len(shape))
     sizes = tuple(size if isinstance(size, int) else size.value for size in shape)
-    return replace(layout, rank=len(shape), axis=axis, shape=sizes)
+    return replace(layout, rank=len(shape), axis=axis, shape=sizes, dtype=dtype)
+
+
+def _dtype(node: ir.Node, inputs: list[Layout]) -> ir.DataType | None:
+    """Return the element type of the first output: of most, that of the floating-point inputs."""
+    if node.op_type == "CastLike" and len(inputs) == 2:
+        return inputs[1].dtype
+    named = node.attributes.get("to" if node.op_type == "Cast" else "dtype")
+    if named is not None and not named.is_ref():
+        return ir.DataType(named.as_int())
+    tensor = stored(node.outputs[0]) if node.op_type == "Constant" else None
+    if tensor is not None:
+        return tensor.dtype
+    known = [layout.dtype for layout in inputs if layout.dtype is not None]
+    return next((dtype for dtype in known if dtype in FLOATS), known[0] if known else None)
 
 
 def _unknown(node: ir.Node, inputs: list[Layout]) -> Layout:
@@ -113,34 +139,27 @@ def _constant(node: ir.Node, inputs: list[Layout]) -> Layout:
     return UNKNOWN if tensor is None else Layout(len(shape), shape=shape)
 
 
-def _dimension(value: ir.Value | None, axis: int) -> int | None:
-    if value is None or value.shape is None or not -len(value.shape) <= axis < len(value.shape):
-        return None
-    size = value.shape[axis]
-    return size if isinstance(size, int) else None
-
-
 def _convolution(node: ir.Node, inputs: list[Layout]) -> Layout:
-    return Layout(inputs[1].rank, 1, _dimension(node.inputs[1], 0))
+    return Layout(inputs[1].rank, 1, extent(0, inputs[1]))
 
 
 def _transposed_convolution(node: ir.Node, inputs: list[Layout]) -> Layout:
-    group, per_group = node.attributes.get_int("group", 1), _dimension(node.inputs[1], 1)
+    group, per_group = node.attributes.get_int("group", 1), extent(1, inputs[1])
     return Layout(inputs[1].rank, 1, None if per_group is None else group * per_group)
 
 
 def _gemm(node: ir.Node, inputs: list[Layout]) -> Layout:
     transposed = node.attributes.get_int("transB", 0)
-    return Layout(2, 1, _dimension(node.inputs[1], 0 if transposed else 1))
+    return Layout(2, 1, extent(0 if transposed else 1, inputs[1]))
 
 
 def _matmul(node: ir.Node, inputs: list[Layout]) -> Layout:
     left, right = inputs[0].rank, inputs[1].rank
     rank = max(left, right) if left and right and min(left, right) > 1 else None
     weight = node.inputs[1]
-    if weight is None or weight.const_value is None or right != 2:
+    if weight is None or stored(weight) is None or right != 2:
         return Layout(rank)
-    return Layout(rank, normalized(-1, rank), _dimension(weight, 1))
+    return Layout(rank, normalized(-1, rank), extent(1, inputs[1]))
 
 
 def _flatten(node: ir.Node, inputs: list[Layout]) -> Layout:
@@ -148,7 +167,7 @@ def _flatten(node: ir.Node, inputs: list[Layout]) -> Layout:
 
 
 def _reshape(node: ir.Node, inputs: list[Layout]) -> Layout:
-    return Layout(_dimension(node.inputs[1], 0) if len(node.inputs) > 1 else None)
+    return Layout(extent(0, inputs[1]) if len(node.inputs) > 1 else None)
 
 
 def _transpose(node: ir.Node, inputs: list[Layout]) -> Layout:
@@ -161,7 +180,7 @@ def _transpose(node: ir.Node, inputs: list[Layout]) -> Layout:
 
 
 def _batch_norm(node: ir.Node, inputs: list[Layout]) -> Layout:
-    return Layout(inputs[0].rank, 1, _dimension(node.inputs[1], 0))
+    return replace(inputs[0], axis=1, channels=extent(0, inputs[1]))
 
 
 def _same(node: ir.Node, inputs: list[Layout]) -> Layout:

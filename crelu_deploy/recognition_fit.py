@@ -48,6 +48,7 @@ _STRAIGHT = frozenset(
 """Operators that bend a straight line nowhere, whatever their constants are."""
 _MOST_BENDS = 16
 _TOLERANCE = 1e-12
+_EPSILON = 2.0**-48  # some roundings of float64
 _LOOSE, _NEAR_ZERO = 1e-9, 1e-14  # relative and absolute, for what is transcendental
 
 
@@ -117,20 +118,33 @@ def _numbers(regions: Regions, node: ir.Node) -> list[float]:
     return stored + [a.value for a in node.attributes.values() if a.type in floats and a.value]
 
 
-def affine(samples: Array, at: Array) -> tuple[Array, Array] | None:
-    """Return scale and shift, shape () or (channels,), if the samples are affine in ``at``.
+def line(
+    regions: Regions, source: ir.Value, step: Step, frame: Frame, dtype: ir.DataType
+) -> tuple[Array, Array] | None:
+    """Return scale and shift, shape () or (channels,), if ``step`` is affine in ``source``."""
+    at = probes_about(regions, step.nodes, dtype)
+    samples = regions.sample(step.nodes, source, at, frame)
+    return _affine(samples, at, _rounding(regions, step.nodes))
 
-    Args:
-        samples: Shape (n, channels or 1); row i is the value at ``at[i]``.
-        at: Shape (n,), with zero in the middle.
-    """
+
+def _rounding(regions: Regions, nodes: Sequence[ir.Node]) -> float:
+    """Return by how much terms that cancel, as of a batch norm, may miss, for a scale of one."""
+    if any(node.op_type not in _STRAIGHT for node in nodes):
+        return 0.0
+    constants = [regions.constant(v) for node in nodes for v in node.inputs if v is not None]
+    largest = (float(np.abs(c).max(initial=0)) for c in constants if c is not None)
+    return _EPSILON * max(largest, default=0.0)
+
+
+def _affine(samples: Array, at: Array, rounding: float) -> tuple[Array, Array] | None:
+    """Return scale and shift if samples, shape (n, channels or 1), are affine in ``at``, (n,)."""
     shift = samples[len(at) // 2]
     top = int(np.searchsorted(at, _FAR if at[-1] >= _FAR else _NEAR))
     if not np.isfinite(samples).all():
         return None
     scale = (samples[top] - shift) / at[top]
     expected = at[:, np.newaxis] * scale
-    bound = _TOLERANCE * (np.abs(expected) + np.abs(shift))
+    bound = _TOLERANCE * (np.abs(expected) + np.abs(shift)) + rounding * (1 + np.abs(scale))
     if not (scale != 0).any():
         return None
     if not (np.abs(samples - (expected + shift)) <= bound).all():
@@ -212,11 +226,10 @@ def piece(
     found, done = Piece(base=source), 0
     for step in steps:
         start = source if done == 0 else steps[done - 1].output
-        at = probes_about(regions, step.nodes, dtype)
-        line = affine(regions.sample(step.nodes, start, at, frame), at)
-        if line is None:
+        straight = line(regions, start, step, frame, dtype)
+        if straight is None:
             break
-        found = found.then(*line, step.output)
+        found = found.then(*straight, step.output)
         done += 1
     if done == len(steps):
         return found

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from crelu_deploy.probe import Array
 from crelu_deploy.recognition_fit import Piece
-from crelu_deploy.recognition_structure import Refused
+from crelu_deploy.recognition_structure import Refused, Undecided
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,9 @@ def _joined(first: Array, second: Array, channels: int | None) -> Array:
     sizes = {len(half) for half in (first, second) if half.ndim}
     sizes |= set() if channels is None else {channels}
     if len(sizes) != 1:
-        raise Refused("halves have their own scale or shift, and the number of channels is unknown")
+        raise Undecided(
+            "halves have their own scale or shift, and the number of channels is unknown"
+        )
     shape = (sizes.pop(),)
     return np.concatenate([np.broadcast_to(first, shape), np.broadcast_to(second, shape)])
 

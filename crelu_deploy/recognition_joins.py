@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from crelu_deploy.recognition_axes import UNKNOWN, Layout, extent, normalized
 from crelu_deploy.recognition_shapes import Size, place, reshaped
-from crelu_deploy.recognition_structure import Regions, Step
+from crelu_deploy.recognition_structure import Regions, Step, Undecided
 
 _MOST_STEPS = 6
 
@@ -38,7 +38,11 @@ class Join:
 
 
 def joined(node: ir.Node, regions: Regions, known: Mapping[ir.Value, Layout]) -> Join | None:
-    """Return the join that the concat ``node`` makes, None if it is none of two values."""
+    """Return the join that the concat ``node`` makes, None if it is none of two values.
+
+    Raises:
+        Undecided: It stacks two halves, and it is not known how a reshape joins them.
+    """
     axis = node.attributes.get("axis")
     if len(node.inputs) != 2 or axis is None or axis.is_ref():
         return None
@@ -50,13 +54,18 @@ def joined(node: ir.Node, regions: Regions, known: Mapping[ir.Value, Layout]) ->
     if sources[0] is None or sources[1] is None or sources[0][1] != sources[1][1]:
         return concat
     (one, place), (other, _) = sources[0], sources[1]
+    if one is other or regions.root(one, other) is None:
+        return None
     layout = known.get(one, UNKNOWN)
     if layout.rank is None:
-        return None
+        raise Undecided("the rank of the stacked halves is unknown")
     place = normalized(place, layout.rank + 1)
     if normalized(axis.as_int(), layout.rank + 1) != place:
         return None
-    return _stacked(Join(node, one, other, place, node.outputs[0]), known, regions)
+    stacked = _stacked(Join(node, one, other, place, node.outputs[0]), known, regions)
+    if stacked is None:
+        raise Undecided("the halves are stacked, and no reshape is known to join their channels")
+    return stacked
 
 
 def _unsqueezed(value: ir.Value, regions: Regions) -> tuple[ir.Value, int] | None:

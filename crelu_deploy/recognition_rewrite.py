@@ -33,7 +33,7 @@ class Site:
         channels: Extent of the axis in ``x``; None if unknown and not needed.
         activation: A name in ``ACTIVATIONS``.
         attributes: Those of the activation.
-        dtype: The dtype of ``x``.
+        dtype: The dtype of ``x``, None if unknown, as in a function.
         spelling: How the network wrote it.
     """
 
@@ -47,7 +47,7 @@ class Site:
     channels: int | None
     activation: str
     attributes: Mapping[str, float]
-    dtype: ir.DataType
+    dtype: ir.DataType | None
     spelling: str
 
     @property
@@ -88,11 +88,7 @@ def rewrite(model: ir.Model, sites: Iterable[Site], names: Names) -> None:
         if old is None or graph is None:
             continue
         output = new[-1].outputs[0]
-        output.name, output.type, output.shape = (
-            site.output.name,
-            site.output.type,
-            site.output.shape,
-        )
+        output.name, output.shape = site.output.name, site.output.shape
         graph.insert_before(old, new)
         site.output.replace_all_uses_with(output, replace_graph_outputs=True)
         replaced[site.output] = output
@@ -102,13 +98,16 @@ def rewrite(model: ir.Model, sites: Iterable[Site], names: Names) -> None:
 def _replacement(model: ir.Model, site: Site, x: ir.Value, names: Names) -> list[ir.Node]:
     stem = names.fresh(f"{site.concat.name or 'Concat'}_{site.op_type}")
     nodes: list[ir.Node] = []
+    if x.type is None and site.dtype is not None:  # a lowering may need constants of its dtype
+        x.type = ir.TensorType(site.dtype)
     if site.form.negated:
         nodes.append(_node("Neg", [x], names, f"{stem}_negated"))
         x = nodes[-1].outputs[0]
     inputs = [x]
+    dtype = (site.dtype or ir.DataType.FLOAT).numpy()
     if site.form.scale is not None and site.form.shift is not None:
         for name, array in (("scale", site.form.scale), ("shift", site.form.shift)):
-            tensor = np.asarray(_shaped(array, site), site.dtype.numpy())
+            tensor = np.asarray(_shaped(array, site), dtype)
             inputs.append(_constant(model, site, tensor, names.fresh(f"{stem}_{name}"), nodes))
     node = ir.node(
         site.op_type,
@@ -118,7 +117,7 @@ def _replacement(model: ir.Model, site: Site, x: ir.Value, names: Names) -> list
         name=stem,
         metadata_props={SPELLING: site.spelling},
     )
-    node.outputs[0].name = names.fresh(f"{stem}_output")
+    node.outputs[0].name, node.outputs[0].type = names.fresh(f"{stem}_output"), x.type
     nodes.append(node)
     if site.interleaved and site.channels is not None:
         order = np.arange(2 * site.channels).reshape(2, -1).T.reshape(-1)
@@ -136,7 +135,7 @@ def _node(
     attributes: Mapping[str, int] | None = None,
 ) -> ir.Node:
     node = ir.node(op_type, inputs, attributes, name=names.fresh(stem))
-    node.outputs[0].name = names.fresh(f"{stem}_output")
+    node.outputs[0].name, node.outputs[0].type = names.fresh(f"{stem}_output"), inputs[0].type
     return node
 
 

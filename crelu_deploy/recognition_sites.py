@@ -27,7 +27,7 @@ from crelu_deploy.recognition_fit import Piece, piece
 from crelu_deploy.recognition_halves import Pair, form, pair, same_activation, spelled
 from crelu_deploy.recognition_joins import Join, joined
 from crelu_deploy.recognition_rewrite import Site, has_body
-from crelu_deploy.recognition_structure import Misplaced, Refused, Regions, readers
+from crelu_deploy.recognition_structure import Refused, Regions, Undecided, readers
 from crelu_deploy.recognition_tail import Tail, Tails, reading
 
 _MOST_PARTS = 4
@@ -134,7 +134,7 @@ class _Survey:
                 try:
                     self._examine(node)
                 except Refused as reason:
-                    self.undecided |= isinstance(reason, Misplaced)
+                    self.undecided |= isinstance(reason, Undecided)
                     self._near.append(NearMiss(node.name or "", str(reason)))
         return Found(tuple(self._sites), tuple(self._near), tuple(self._opaque))
 
@@ -188,8 +188,11 @@ class _Survey:
         join, found = candidate.join, tail.piece
         channels = candidate.channels
         if join.interleaved and channels is None:
-            raise Refused("the channels of the halves alternate, and their number is unknown")
+            raise Undecided("the channels of the halves alternate, and their number is unknown")
         into = form(halves, found, interleaved=join.interleaved, channels=channels)
+        vectors = [v for v in (into.scale, into.shift) if v is not None and v.ndim]
+        if vectors and candidate.layout.rank is None and join.axis >= 0:
+            raise Undecided("the channels have their own scale or shift, and the rank is unknown")
         site = Site(
             join.concat,
             tail.output,
@@ -201,14 +204,24 @@ class _Survey:
             channels=channels,
             activation=found.activation or "",
             attributes=found.attributes,
-            dtype=candidate.dtype,
+            dtype=candidate.layout.dtype,
             spelling=spelled(halves, found, into, interleaved=join.interleaved, bare=bare),
         )
-        if has_body(site.op_type, self._opset):
+        reason = self._inexpressible(site)
+        if reason is None:
             self._sites.append(site)
-            return
-        reason = f"{found.activation} has no function body in opset {self._opset}, only from 15 on"
-        self._keep(candidate, site.activation, site.spelling, reason)
+        else:
+            self._keep(candidate, site.activation, site.spelling, reason)
+
+    def _inexpressible(self, site: Site) -> str | None:
+        """Say why there can be no canonical node for a site."""
+        name = site.activation
+        if not has_body(site.op_type, self._opset):
+            return f"{name} has no function body in opset {self._opset}, only from 15 on"
+        for number in site.attributes.values() if site.dtype == ir.DataType.DOUBLE else ():
+            if float(np.float32(number)) != number:
+                return f"{name} by the double {number:.17g}: an attribute of a node is a float32"
+        return None
 
     def _refuse_parts(self, node: ir.Node) -> None:
         values = [value for value in node.inputs if value is not None]
@@ -221,10 +234,11 @@ class _Survey:
         if join is None or join.first is join.second:
             return None
         x = self._regions.root(join.first, join.second)
-        dtype = None if x is None else x.dtype or join.output.dtype or ir.DataType.FLOAT
-        if x is None or dtype not in FLOATS:
+        if x is None:
             return None
-        return Candidate(join, x, self._layouts.get(x, UNKNOWN), dtype)
+        layout = self._layouts.get(x, UNKNOWN)
+        dtype = layout.dtype or ir.DataType.FLOAT
+        return Candidate(join, x, layout, dtype) if dtype in FLOATS else None
 
     def _halves(self, candidate: Candidate) -> tuple[Piece, Piece]:
         x, join = candidate.x, candidate.join
@@ -233,7 +247,7 @@ class _Survey:
             steps = self._regions.steps(x, value)
             try:
                 halves.append(piece(self._regions, x, steps, candidate.frame, candidate.dtype))
-            except Misplaced:
+            except Undecided:
                 raise
             except Refused as reason:
                 raise Refused(f"{self._sampled(candidate)}{reason}") from reason

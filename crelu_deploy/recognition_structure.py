@@ -24,8 +24,8 @@ class Refused(Exception):
     """A candidate is not a site; the message is the reason in words."""
 
 
-class Misplaced(Refused):
-    """A constant does not lie along the channels, as far as shapes are known."""
+class Undecided(Refused):
+    """A candidate is not a site as far as shapes are known; more of them may tell otherwise."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,9 @@ class Regions:
             yield together
             return
         for node in readers(value):
-            if self.operands(node) == (value,):
-                yield Step((node,), node.outputs[0])
+            nodes = self.ordered(node.outputs[0], value)
+            if nodes is not None:
+                yield Step(nodes, node.outputs[0])
 
     def meeting(self, value: ir.Value) -> Step | None:
         """Return the step to the first value in which all readers of ``value`` meet again."""
@@ -202,7 +203,7 @@ def _laid(node: ir.Node, value: ir.Value, constant: Array, frame: Frame) -> Arra
     else:
         laid = frame.by_channel(constant)
     if laid is None:
-        raise Misplaced(
+        raise Undecided(
             f"constant {value.name!r} of shape {list(constant.shape)} at {node.op_type} "
             f"{node.name!r} is not one number per channel of axis {frame.axis}"
         )

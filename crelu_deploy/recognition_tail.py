@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from crelu_deploy.probe import Array
 from crelu_deploy.recognition_constants import Frame
-from crelu_deploy.recognition_fit import Fit, Piece, activation, affine, probes_about
+from crelu_deploy.recognition_fit import Fit, Piece, activation, line
 from crelu_deploy.recognition_structure import Refused, Regions, Step, readers
 
 _MOST_STEPS = 12
@@ -51,17 +50,13 @@ class Tails:
             current, before, depth = todo.pop()
             for step in self._regions.following(current) if depth < _MOST_STEPS else ():
                 try:
-                    line = self._affine(current, step)
-                    if line is not None:
-                        todo.append((step.output, before.then(*line), depth + 1))
+                    straight = line(self._regions, current, step, self._frame, self._dtype)
+                    if straight is not None:
+                        todo.append((step.output, before.then(*straight), depth + 1))
                     else:
                         yield self._activated(current, step, before)
                 except Refused as reason:
                     self.refusals.append(reason)
-
-    def _affine(self, value: ir.Value, step: Step) -> tuple[Array, Array] | None:
-        at = probes_about(self._regions, step.nodes, self._dtype)
-        return affine(self._regions.sample(step.nodes, value, at, self._frame), at)
 
     def _activated(self, value: ir.Value, step: Step, before: Piece) -> Tail:
         """Read as many steps as one activation as agree with one (relu then min is a clip)."""
@@ -89,7 +84,7 @@ class Tails:
             fitted = activation(self._regions, value, nodes, self._frame, self._dtype)
         except Refused:
             return None
-        return fitted if keep is None or keep.gain == fitted.gain else None
+        return fitted if keep is None or fitted.gain in (keep.gain, 1) else None
 
 
 def reading(value: ir.Value) -> str:

@@ -21,6 +21,7 @@ def bypass(node: ir.Node, index: int = 0) -> None:
     if output.is_graph_output():
         value.name, output.name = output.name, value.name
         value.shape, value.type = output.shape, output.type
+    value.type = value.type or output.type
     _replace_output(output, value)
     output.replace_all_uses_with(value)
     node.graph.remove(node, safe=True)

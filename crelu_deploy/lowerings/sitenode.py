@@ -65,7 +65,8 @@ class SiteNode:
         """
         where = f"{self.node.op_type} node {self.name!r}"
         attribute = self.node.attributes.get("axis")
-        if attribute is None or attribute.is_ref():
+        integer = ir.AttributeType.INT
+        if attribute is None or attribute.is_ref() or attribute.type != integer:
             raise UnsupportedModel(f"{where}: its axis must be an integer in the node itself")
         axis, rank = attribute.as_int(), rank_of(self.x)
         if rank is not None and not -rank <= axis < rank:
