@@ -35,7 +35,7 @@ def _run(arguments: list[str]) -> int:
     # Imported here so that an interrupt during the imports is a line too.
     import click
 
-    from crelu_deploy.cli import planning  # noqa: F401 - registers its verb
+    from crelu_deploy.cli import paper, planning  # noqa: F401 - they register their verbs
     from crelu_deploy.cli.commands import cli
     from crelu_deploy.errors import DeployError
 
