@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+TESTED := $(VENV)/.ready-to-test
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 N      ?= 2000
 SEED   ?= 1
 
@@ -20,13 +22,20 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "error: $(PYTHON) is older than 3.11; run: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,ort,openvino,analysis,locate,dev]'
+	$(INSTALL) -e '.[torch,ort,openvino]'
+	@touch $@
+
+# TensorRT-RTX and Triton are for x86-64 Linux only; without them their tests say that they skip.
+$(TESTED): $(READY)
+	$(INSTALL) -e '.[torch,ort,openvino,analysis,locate,dev]'
+	$(INSTALL) -e '.[tensorrt-rtx,fused]' \
+	  || echo "no TensorRT-RTX or no Triton: their tests are skipped" >&2
 	@touch $@
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py examples/digits_crelu.pt examples/digits_samples.npz out/digits
 
-lint: $(READY)
+lint: $(TESTED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -34,16 +43,16 @@ lint: $(READY)
 test: lint
 	$(BIN)/pytest -n 2 --dist loadfile
 
-fuzz: $(READY)
+fuzz: $(TESTED)
 	FUZZ_EXAMPLES=$(N) $(BIN)/pytest tests/test_fuzz.py --hypothesis-seed=$(SEED) --timeout 0
 
-fuzz-files: $(READY)
-	$(BIN)/python scripts/fuzz_files.py --files $(N) --seed $(SEED)
+fuzz-files: $(TESTED)
+	$(BIN)/python scripts/fuzz_files.py $(N) --seed $(SEED)
 
 # --no-deps: these packages would bring a CUDA build of PyTorch or the whole of TensorRT.
-plugins: $(READY)
+plugins: $(TESTED)
 	PIP=$(BIN)/pip plugins/fetch_sdk.sh
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps \
+	$(INSTALL) --no-deps \
 	  tensorrt-dispatch-cu13-libs tensorrt-dispatch-cu13-bindings \
 	  || echo "no TensorRT registry: its tests are skipped" >&2
 	cd plugins && cmake --preset default && cmake --build --preset default

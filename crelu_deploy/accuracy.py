@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from crelu_deploy.runner import Runner
 from crelu_deploy.samples import Arrays, Sample
+from crelu_deploy.targets import BFLOAT16, FLOAT16, INT8
 
 Array = np.ndarray[Any, Any]
 
@@ -22,10 +22,13 @@ class Tolerance:
     Attributes:
         atol: Relative to the root mean square of the expected output.
         rtol: Relative to each expected element.
+        noise: For the root mean square of an output's errors, relative to that of the expected
+            output; infinity sets no such limit.
     """
 
     atol: float
     rtol: float
+    noise: float = math.inf
 
 
 TOLERANCES: Mapping[str, Tolerance] = {
@@ -34,6 +37,35 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "float16": Tolerance(1e-2, 1e-2),
 }
 """By the element type of PyTorch's output; every other type must be equal in every element."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a target must keep to.
+
+    Attributes:
+        tolerance: For each element; None takes the one of the output's element type.
+        agreement: The share of decisions that must be PyTorch's, where there are enough.
+    """
+
+    tolerance: Tolerance | None = None
+    agreement: float = 0.0
+
+
+REDUCED: Mapping[str, Limits] = {
+    # 11 bits of significand, 3 more than bfloat16 has.
+    FLOAT16: Limits(Tolerance(0.025, 0.025, 2.5e-3), 0.99),
+    # 8 bits of significand: one rounding errs by up to 2^-9, and a network rounds at every layer.
+    BFLOAT16: Limits(Tolerance(0.2, 0.2, 2e-2), 0.99),
+    # 256 levels between the extremes of a tensor: 16.5 dB of signal to noise are left.
+    INT8: Limits(Tolerance(1.5, 1.5, 0.15), 0.99),
+}
+"""By the precision of the backend, where it is less than the network's own.
+
+Rounding errors of this size have a wide spread: the largest of 100 000 is ten times their root mean
+square. That is what is judged, then, and each element ten times as loosely, to find what is out of
+place. Decisions are compared beside it.
+"""
 
 SMALLEST_RMS = 1e-3
 """Where an output is nearly zero everywhere, errors are judged against this size."""
@@ -44,10 +76,11 @@ class Comparison:
     """The distance between a target's outputs and PyTorch's, over all samples and outputs.
 
     Attributes:
-        score: Largest ``|actual - expected| / (atol * rms(expected) + rtol * |expected|)``;
-            infinite where only one side is NaN or infinite, or shapes or types differ.
+        score: Largest ``|actual - expected| / (atol * rms(expected) + rtol * |expected|)``, or
+            ``rms(actual - expected) / (noise * rms(expected))`` where that is larger; infinite
+            where only one side is NaN or infinite, or shapes or types differ.
         max_abs: Largest ``|actual - expected|``.
-        worst: The element with the largest score, in words.
+        worst: The element with the largest score, in words, or the output with the largest noise.
     """
 
     score: float
@@ -70,30 +103,43 @@ def compare(actual: Array, expected: Array, name: str, tolerance: Tolerance | No
         return Comparison(math.inf, math.inf, f"{name}: expected {wanted}, got {found}")
     if expected.size == 0:
         return Comparison(0.0, 0.0, f"{name} is empty")
-    error, score = _scores(actual, expected, tolerance)
+    error, score = scores(actual, expected, tolerance)
     if not score.any():
         return Comparison(0.0, 0.0, f"{name}: every element is equal")
     index = tuple(int(i) for i in np.unravel_index(int(np.argmax(score)), score.shape))
+    noise = _noise(error, expected)
+    if tolerance and noise / tolerance.noise > score[index]:
+        worst = f"{name}: rms of the error is {noise:.1%} of the output's"
+        return Comparison(noise / tolerance.noise, float(error.max()), worst)
     place = f"{name}[{', '.join(map(str, index))}]"
     worst = f"{place}: expected {expected[index]!s}, got {actual[index]!s}"
     return Comparison(float(score[index]), float(error.max()), worst)
 
 
-def _scores(actual: Array, expected: Array, tolerance: Tolerance | None) -> tuple[Array, Array]:
-    """Return absolute errors and scores of every element, in float64, with no NaN in them."""
+def scores(actual: Array, expected: Array, tolerance: Tolerance | None) -> tuple[Array, Array]:
+    """Return the absolute error and the score of every element, in float64, with no NaN in them.
+
+    The arrays have one shape and one element type; ``tolerance`` None takes that type's.
+    """
     allowed = tolerance or TOLERANCES.get(expected.dtype.name, Tolerance(0.0, 0.0))
     a, e = (np.asarray(v, np.float64) for v in (actual, expected))
     same = (actual == expected) | (np.isnan(a) & np.isnan(e))
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         error = np.abs(a - e)
-        score = error / (allowed.atol * _rms(e) + allowed.rtol * np.abs(e))
+        score = error / (allowed.atol * rms(e) + allowed.rtol * np.abs(e))
     lost = ~same & ~(np.isfinite(a) & np.isfinite(e))
     error = np.where(same, 0.0, np.where(lost, np.inf, error))
     # 0/0: integers that differ beyond the 53 bits of a float64
     return error, np.where(same, 0.0, np.where(lost | np.isnan(score), np.inf, score))
 
 
-def _rms(expected: Array) -> float:
+def _noise(error: Array, expected: Array) -> float:
+    """Return the root mean square of the errors over that of the expected elements."""
+    with np.errstate(over="ignore"):
+        return float(np.sqrt(np.mean((error / rms(np.asarray(expected, np.float64))) ** 2)))
+
+
+def rms(expected: Array) -> float:
     """Return the root mean square of the finite elements, at least ``SMALLEST_RMS``."""
     sizes = np.abs(expected[np.isfinite(expected)])
     if sizes.size == 0:
@@ -122,10 +168,10 @@ def worst_of(comparisons: Iterable[Comparison]) -> Comparison:
 
 
 def check(
-    runner: Runner, samples: tuple[Sample, ...], tolerance: Tolerance | None = None
+    outputs: Sequence[Arrays], samples: Sequence[Sample], tolerance: Tolerance | None = None
 ) -> Comparison:
-    """Run every sample and compare the outputs with the recorded ones."""
+    """Compare a target's outputs for every sample with the recorded ones."""
     return worst_of(
-        compare_outputs(runner(sample.inputs), sample.outputs, f"sample {i} ", tolerance)
-        for i, sample in enumerate(samples)
+        compare_outputs(actual, sample.outputs, f"sample {i} ", tolerance)
+        for i, (actual, sample) in enumerate(zip(outputs, samples, strict=True))
     )

@@ -5,13 +5,14 @@ model.onnx.data     its weights, where they would not fit into one file
 samples.npz         inputs and PyTorch's outputs
 manifest.json       versions, hashes, inputs, sites, verification
 targets/            one lowered model per target that was built
+report.*            the results of the last bench, as JSON, Markdown and a page
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,19 @@ from typing import Any
 import onnx_ir as ir
 
 from crelu_deploy.errors import BuildError, UnsupportedModel
+from crelu_deploy.manifest import MANIFEST, read_manifest
+from crelu_deploy.modelfile import read_file
 from crelu_deploy.runner import TensorSpec
 from crelu_deploy.samples import Sample, load_samples
-from crelu_deploy.staging import reason, write_text
+from crelu_deploy.staging import is_scratch, reason, scratch, staged_file, write_text
 from crelu_deploy.targets import FUNCTION, Target
-from crelu_deploy.writing import save_model
+from crelu_deploy.writing import write_model
 
-MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 SAMPLES = "samples.npz"
 TARGETS = "targets"
-FORMAT = 1
-"""Version of the manifest; a reader refuses a newer one."""
+REPORTS = ("report.json", "report.md", "report.html")
+"""The results of the last bench: the data first, then what shows them."""
 
 
 @dataclass
@@ -54,24 +56,58 @@ class Bundle:
         Raises:
             UnsupportedModel: No bundle, a newer format, or a changed or missing file.
         """
-        bundle = cls(Path(path), _manifest(Path(path)))
-        for name, recorded in bundle.manifest["files"].items():
-            file = bundle.path / name
-            if not file.is_file():
-                raise UnsupportedModel(f"{file}: missing from the bundle; export it again")
-            if sha256(file) != recorded:
-                raise UnsupportedModel(f"{file}: changed since it was written; export it again")
+        bundle = cls(Path(path), read_manifest(Path(path)))
+        try:
+            bundle._settle()
+        except UnsupportedModel:
+            if read_manifest(bundle.path) == bundle.manifest:
+                raise
+            return cls.open(path)  # A build replaced files meanwhile.
         return bundle
+
+    def reload(self) -> None:
+        """Open the bundle again if another process has changed it since.
+
+        Raises:
+            UnsupportedModel: As ``open`` does.
+        """
+        if read_manifest(self.path) != self.manifest:
+            self.manifest = Bundle.open(self.path).manifest
+
+    def _hash(self, name: str) -> str:
+        file = self.path / name
+        if not os.path.isfile(file):  # never raises, whatever the name
+            raise UnsupportedModel(f"{file}: missing from the bundle; export it again")
+        return sha256(file)
+
+    def _settle(self) -> None:
+        """Compare hashes with those recorded, or with those announced for files all replaced."""
+        recorded, announced = self.manifest["files"], self.manifest.get("announced", {})
+        found = {name: self._hash(name) for name in recorded}
+        if announced and all(found.get(name) == new for name, new in announced.items()):
+            recorded = {**recorded, **announced}
+        for name, hash_ in found.items():
+            if hash_ != recorded[name]:
+                file = self.path / name
+                raise UnsupportedModel(f"{file}: changed since it was written; export it again")
+        self.manifest = {**self.manifest, "files": recorded, "announced": {}}
 
     @property
     def model(self) -> ir.Model:
         """The network with its canonical nodes; read anew at each use unless it is loaded."""
-        return self.loaded or ir.load(self.path / MODEL)
+        return self.loaded or read_file(self.path / MODEL)
 
     @property
     def samples(self) -> tuple[Sample, ...]:
-        """The recorded inputs and PyTorch's outputs."""
-        return load_samples(self.path / SAMPLES)
+        """The recorded inputs and PyTorch's outputs.
+
+        Raises:
+            UnsupportedModel: They cannot be read, or are not those of the manifest's network.
+        """
+        samples = load_samples(self.path / SAMPLES)
+        for sample in samples:
+            sample.check(self.inputs, self.outputs)
+        return samples
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -95,36 +131,51 @@ class Bundle:
         return self.path / TARGETS / f"{str(target).replace(':', '-')}.onnx"
 
     def write(self, model: ir.Model, target: Target) -> tuple[Path, ...]:
-        """Save a target's lowered model and return the files."""
+        """Save a target's lowered model and return the files.
+
+        The manifest announces them first: whenever a process is killed, it fits what is there.
+
+        Raises:
+            BuildError: A file cannot be written; what was there is kept.
+            UnsupportedModel: The folder of the targets is a link to somewhere else.
+        """
         path = self.artifact(target)
-        path.parent.mkdir(exist_ok=True)
-        return save_model(model, path)
+        _make_folder(path.parent)
+        with staged_file(path) as temporary:
+            files = write_model(model, temporary)
+            new = {str(path.with_name(f.name).relative_to(self.path)): sha256(f) for f in files}
+            self.record((), announced={n: h for n, h in new.items() if n in self.manifest["files"]})
+        self.manifest = {**self.manifest, "files": {**self.manifest["files"], **new}}
+        return tuple(path.with_name(file.name) for file in files)
+
+    def replace_text(self, name: str, text: str) -> None:
+        """Write one of ``REPORTS``, announced to the manifest as ``write`` does.
+
+        Raises:
+            BuildError: It cannot be written; what was there is kept.
+        """
+        if name in self.manifest["files"]:
+            self.record((), announced={name: hashlib.sha256(text.encode()).hexdigest()})
+        write_text(self.path / name, text)
+        self.record((self.path / name,))
 
     def record(self, files: tuple[Path, ...], **entries: Any) -> None:
         """Add files with their hashes, and entries, to the manifest."""
         hashes = {str(file.relative_to(self.path)): sha256(file) for file in files}
-        merged = {**self.manifest, **entries, "files": {**self.manifest["files"], **hashes}}
-        write_text(self.path / MANIFEST, json.dumps(merged, indent=2) + "\n")
-        self.manifest = merged
-
-    def forget(self, target: Target) -> None:
-        """Take a target out of the manifest before its file is written anew.
-
-        Whenever the writing ends, the manifest then speaks of no file that it does not fit.
-        """
-        if str(target) not in self.manifest["targets"]:
-            return
-        targets = self.manifest["targets"]
-        kept = {name: entry for name, entry in targets.items() if name != str(target)}
-        artifact = str(self.artifact(target).relative_to(self.path))
-        if target.lowering != FUNCTION:
-            files = self.manifest["files"]
-            self.manifest["files"] = {n: h for n, h in files.items() if not _of(n, artifact)}
-        self.record((), targets=kept)
+        known = {**self.manifest["files"], **hashes}
+        merged = {**self.manifest, "files": known, "announced": {}, **entries}
+        text = json.dumps(merged, indent=2)
+        write_text(self.path / MANIFEST, f"{text}\n")
+        self.manifest = json.loads(text)
 
 
-def _of(name: str, artifact: str) -> bool:
-    return name == artifact or name.startswith(f"{artifact}.")
+def _make_folder(path: Path) -> None:
+    if path.is_symlink():
+        raise UnsupportedModel(f"{path}: is a link, which could lead out of the bundle; refused")
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise BuildError(f"{path}: cannot be made: {reason(error)}") from error
 
 
 def contents(path: Path) -> frozenset[str]:
@@ -133,35 +184,7 @@ def contents(path: Path) -> frozenset[str]:
     Raises:
         UnsupportedModel: There is no bundle.
     """
-    return frozenset({MANIFEST, *_manifest(path)["files"]})
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    file = path / MANIFEST
-    if not file.is_file():
-        raise UnsupportedModel(f"{path}: not a bundle, it has no {MANIFEST}; run: crelu export")
-    try:
-        manifest = dict(json.loads(file.read_text(encoding="utf-8")))
-        version = manifest["format"]
-        known = version <= FORMAT
-        if known:
-            _check_fields(manifest)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UnsupportedModel(f"{file}: damaged ({error!r}); export again") from error
-    if not known:
-        raise UnsupportedModel(f"{file}: format {version} is not {FORMAT}; update crelu-deploy")
-    for name in manifest["files"]:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise UnsupportedModel(f"{file}: {name!r} lies outside the bundle")
-    return manifest
-
-
-def _check_fields(manifest: dict[str, Any]) -> None:
-    """Read every field that a ``Bundle`` reads later, so that a damaged one is found at once."""
-    bundle = Bundle(Path(), manifest)
-    named = {site["name"] for site in manifest["sites"]} | manifest["targets"].keys()
-    if not (manifest["files"].keys() | named and bundle.inputs and bundle.outputs):
-        raise ValueError("no files, inputs or outputs")
+    return frozenset({MANIFEST, *read_manifest(path)["files"]})
 
 
 def sha256(path: Path) -> str:
@@ -178,7 +201,7 @@ def check_destination(path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}."):
+        with scratch(path):
             foreign = _foreign(path)
     except OSError as error:
         raise BuildError(f"{path}: cannot be written: {reason(error)}") from error
@@ -197,7 +220,8 @@ def _foreign(path: Path) -> list[str]:
         return []
     if not path.is_dir():
         return [path.name]
-    found = sorted(str(f.relative_to(path)) for f in path.rglob("*") if not f.is_dir())
+    files = [f.relative_to(path) for f in path.rglob("*") if not f.is_dir()]
+    found = sorted(str(f) for f in files if not any(map(is_scratch, f.parts)))
     try:
         known = contents(path)
     except UnsupportedModel:
@@ -205,6 +229,11 @@ def _foreign(path: Path) -> list[str]:
     return [name for name in found if name not in known and not _is_artifact(Path(name))]
 
 
+ARTIFACTS = (".onnx", ".data", ".engine", ".json", ".timings")
+
+
 def _is_artifact(name: Path) -> bool:
     """Whether a file is one that an interrupted build left, which no manifest knows."""
-    return name.parts[0] == TARGETS and name.suffix in (".onnx", ".data")
+    if str(name) in REPORTS:
+        return True
+    return name.parts[0] == TARGETS and name.suffix in ARTIFACTS

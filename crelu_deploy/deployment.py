@@ -23,9 +23,9 @@ from crelu_deploy.pipeline import (
     silent,
 )
 from crelu_deploy.plan import Plan
-from crelu_deploy.planner import BUDGET, make_plan
+from crelu_deploy.planner import BACKEND, BUDGET, make_plan
 from crelu_deploy.results import Benchmark, Build
-from crelu_deploy.targets import AUTO, BASELINE, Options
+from crelu_deploy.targets import AUTO, BASELINE, Options, Target
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,10 @@ class Deployment:
 
     @property
     def failed(self) -> list[str]:
-        """The targets that were not built or not verified."""
+        """The targets that were not built or not verified, but not those skipped here."""
         unbuilt = [str(b.target) for b in self.builds if b.error]
-        return unbuilt + [str(v.target) for v in self.benchmark.verifications if not v.passed]
+        found = self.benchmark.verifications
+        return unbuilt + [str(v.target) for v in found if not (v.passed or v.skipped)]
 
 
 def deploy(
@@ -76,7 +77,7 @@ def deploy(
     bundle = export(model, out, progress=progress, **settings)
     wanted = parse_targets(targets)
     plan = None
-    if AUTO in (target.lowering for target in wanted):
+    if Target(BACKEND, AUTO) in wanted:
         plan = make_plan(bundle, options, batches=batches, budget=budget, progress=progress)
     builds = build(bundle, wanted, options, progress=progress)
     benchmark = bench(

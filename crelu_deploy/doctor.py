@@ -1,11 +1,28 @@
-"""Which backends work on this machine, and the command that brings the others."""
+"""Which backends work on this machine, and the command that mends the others."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
+import numpy as np
+import onnx_ir as ir
+
+from crelu_deploy import op
+from crelu_deploy.accuracy import REDUCED, Limits, compare_outputs
+from crelu_deploy.bundle import MODEL, SAMPLES, Bundle
 from crelu_deploy.errors import BackendUnavailable
-from crelu_deploy.targets import BACKENDS
+from crelu_deploy.manifest import FORMAT
+from crelu_deploy.pipeline import build, load
+from crelu_deploy.runner import TensorSpec
+from crelu_deploy.samples import Sample, save_samples
+from crelu_deploy.sites import find_sites
+from crelu_deploy.targets import BACKENDS, Backend, Options, Target
+from crelu_deploy.writing import save_model
+
+OK, MISSING, BROKEN = "ok", "missing", "broken"
 
 
 @dataclass(frozen=True)
@@ -14,26 +31,138 @@ class Health:
 
     Attributes:
         backend: Its name.
-        works: Whether its runtime could be loaded.
-        summary: What it is, or what is missing and how to get it.
+        state: ``ok``; ``missing``: its runtime or device is not there; ``broken``: it is there and
+            fails.
+        summary: What it is, or what is wrong.
+        version: That of the runtime, where it could be loaded.
+        fix: The command that mends it; empty where it works, or where no command can.
     """
 
     backend: str
-    works: bool
+    state: str
     summary: str
+    version: str = ""
+    fix: str = ""
+
+    @property
+    def works(self) -> bool:
+        """Whether it ran."""
+        return self.state == OK
 
 
 def diagnose() -> tuple[Health, ...]:
-    """Load the runtime of every backend and say how that went."""
-    found = []
-    for backend in BACKENDS.values():
-        try:
-            backend.implementation()
-        except BackendUnavailable as error:
-            found.append(Health(backend.name, False, str(error)))
-        except (ImportError, OSError) as error:  # installed, but a library of its is missing
-            reason = " ".join(str(error).split())
-            found.append(Health(backend.name, False, f"installed but broken: {reason}"))
-        else:
-            found.append(Health(backend.name, True, backend.summary))
-    return tuple(found)
+    """Load the runtime of every backend, and let it run a network of one site, if it reads ONNX."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = _smallest(Path(folder) / "bundle")
+        return tuple(_judge(backend, bundle) for backend in BACKENDS.values())
+
+
+def _judge(backend: Backend, bundle: Bundle) -> Health:
+    mend = f"pip install --force-reinstall 'crelu-deploy[{backend.extra}]'"
+    try:
+        backend.implementation()
+        version = _version(backend)
+        if backend.lowered and (wrong := _run(backend, bundle)):
+            return Health(backend.name, BROKEN, wrong, version, _command(wrong) or mend)
+    except BackendUnavailable as error:
+        reason = _line(error).replace(str(bundle.path), "the bundle")
+        return Health(backend.name, MISSING, reason, _version(backend), _command(reason))
+    except (ImportError, OSError) as error:  # installed, but a library of its is missing
+        return Health(backend.name, BROKEN, f"installed but broken: {_line(error)}", fix=mend)
+    return Health(backend.name, OK, backend.summary, version)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _command(reason: str) -> str:
+    """Return the command that a message ends with."""
+    return reason.partition("; run: ")[2]
+
+
+def _version(backend: Backend) -> str:
+    """Return the version of the runtime, where it has been imported."""
+    names = {"pytorch": "torch"}.get(backend.module, backend.module), backend.module.split("_")[0]
+    module = next((sys.modules[name] for name in names if name in sys.modules), None)
+    return str(getattr(module, "__version__", "")).split("-")[0]
+
+
+def _run(backend: Backend, bundle: Bundle) -> str:
+    """Return what is wrong when the backend runs the smallest network; empty where nothing is.
+
+    Raises:
+        BackendUnavailable: A device or a precision is not there.
+    """
+    target = Target(backend.name, "primitive")
+    (built,) = build(bundle, [target], Options(threads=1))
+    if built.error:
+        _require_device(backend, bundle, target)
+        return " ".join(built.error.split())
+    sample = bundle.samples[0]
+    allowed = REDUCED.get(backend.precision, Limits()).tolerance
+    try:
+        with load(bundle, target, threads=1) as runner:
+            found = compare_outputs(runner(sample.inputs), sample.outputs, "", allowed)
+    except BackendUnavailable:
+        raise
+    except Exception as error:  # whatever a runtime raises is what is to be reported
+        return f"cannot run a network of one site: {type(error).__name__}: {_line(error)}"
+    return "" if found.passed else f"computes something else: {found.worst}"
+
+
+def _require_device(backend: Backend, bundle: Bundle, target: Target) -> None:
+    """Let a backend that could not build say whether that is because something is not here.
+
+    Raises:
+        BackendUnavailable: Something is not.
+    """
+    try:
+        backend.implementation().load(bundle, target, Options(threads=1)).close()
+    except BackendUnavailable:
+        raise
+    except Exception:  # why the build failed is known already
+        return
+
+
+def _smallest(path: Path) -> Bundle:
+    """Write a bundle of a 1x1 convolution to 4 channels and a site behind it."""
+    path.mkdir()
+    generator = np.random.default_rng(0)
+    weight = generator.standard_normal((4, 2, 1, 1), np.float32)
+    x = generator.standard_normal((1, 2, 4, 4), np.float32)
+    network = _network(weight)
+    y = op.reference(np.einsum("oi,nihw->nohw", weight[:, :, 0, 0], x))
+    save_samples(path / SAMPLES, (Sample({"x": x}, {"y": y}),))
+    bundle = Bundle(path, {"format": FORMAT, "files": {}})
+    bundle.record(
+        (*save_model(network, path / MODEL), path / SAMPLES),
+        source=None,
+        inputs=[asdict(TensorSpec("x", "float32", x.shape))],
+        outputs=["y"],
+        sites=[asdict(site) for site in find_sites(network)],
+        targets={},
+    )
+    return bundle
+
+
+def _network(weight: op.Array) -> ir.Model:
+    """Return the model ``y = crelu(conv(x))``."""
+    kind = ir.TensorType(ir.DataType.FLOAT)
+    x = ir.val("x", type=kind, shape=ir.Shape([1, 2, 4, 4]))
+    w = ir.val("w", const_value=ir.tensor(weight, name="w"))
+    conv = ir.node("Conv", [x, w], name="conv")
+    site = ir.node("CReLU", [conv.outputs[0]], {"axis": 1}, domain=op.DOMAIN, name="site")
+    for node, name, channels in ((conv, "z", 4), (site, "y", 8)):
+        value = node.outputs[0]
+        value.name, value.type, value.shape = name, kind, ir.Shape([1, channels, 4, 4])
+    graph = ir.Graph(
+        [x],
+        site.outputs,
+        nodes=[conv, site],
+        initializers=[w],
+        opset_imports={"": 17, op.DOMAIN: op.VERSION},
+        name="doctor",
+    )
+    function = op.function("CReLU", 17)
+    return ir.Model(graph, ir_version=8, functions=[function])

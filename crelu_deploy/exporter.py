@@ -17,7 +17,6 @@ import torch
 from crelu_deploy import checkpoint
 from crelu_deploy.accuracy import TOLERANCES, Tolerance
 from crelu_deploy.bundle import (
-    FORMAT,
     MODEL,
     SAMPLES,
     Bundle,
@@ -26,6 +25,8 @@ from crelu_deploy.bundle import (
 )
 from crelu_deploy.environment import versions
 from crelu_deploy.errors import ExportError
+from crelu_deploy.locking import reserved
+from crelu_deploy.manifest import FORMAT
 from crelu_deploy.memory import release
 from crelu_deploy.passes import clean
 from crelu_deploy.pipeline import Progress, build, silent, verify
@@ -117,6 +118,16 @@ def export(
     """
     path = _destination(model, out)
     check_destination(path)
+    with reserved(path):
+        return _export(model, path, settings, progress)
+
+
+def _export(
+    model: str | os.PathLike[str] | torch.nn.Module,
+    path: Path,
+    settings: ExportSettings,
+    progress: Progress,
+) -> Bundle:
     progress("load")
     source = _source(model, settings)
     with _evaluating(source.module):

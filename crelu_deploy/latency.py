@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,12 +18,14 @@ class Latency:
         p10: The 10th percentile.
         p90: The 90th percentile.
         runs: The number of timed calls.
+        times: Every timed call in order, so that what ran in the same rounds can be paired.
     """
 
     median: float
     p10: float
     p90: float
     runs: int
+    times: tuple[float, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -83,4 +85,13 @@ def _rounds(effort: Effort) -> Iterator[float]:
 
 def _summary(milliseconds: list[float]) -> Latency:
     p10, median, p90 = (float(v) for v in np.percentile(milliseconds, (10, 50, 90)))
-    return Latency(median, p10, p90, len(milliseconds))
+    return Latency(median, p10, p90, len(milliseconds), tuple(milliseconds))
+
+
+def differ(one: Latency, other: Latency) -> bool:
+    """Whether one of two, timed in the same rounds, was the faster in nine rounds of ten.
+
+    A difference that is not is smaller than the spread, and cannot be called one.
+    """
+    low, high = np.percentile(np.log(np.divide(one.times, other.times)), (10, 90))
+    return bool(low > 0 or high < 0)

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from crelu_deploy import plan, pruning
 from crelu_deploy.accuracy import Comparison, Tolerance, compare_outputs, worst_of
+from crelu_deploy.bundle import MODEL
 from crelu_deploy.errors import BuildError, DeployError, ExportError, UnsupportedModel
 from crelu_deploy.lowerings import lower
+from crelu_deploy.modelfile import blaming, invalidity
 from crelu_deploy.passes import clean
 from crelu_deploy.pipeline import Progress, silent
 from crelu_deploy.reading import read_model
@@ -72,7 +73,9 @@ class Optimized:
 
 def inspect(path: str | Path) -> Inspection:
     """Return the sites of an ONNX file or a bundle; nothing is changed."""
-    return _recognized(read_model(path))[1]
+    model = read_model(path)
+    with blaming(Path(path, MODEL) if Path(path).is_dir() else Path(path)):
+        return _recognized(model)[1]
 
 
 def optimize(
@@ -90,7 +93,7 @@ def optimize(
 
     Args:
         source: The original, which stays as it is.
-        out: The file to write; an earlier one is replaced in one step.
+        out: The file to write, in one step.
         lowering: A name in ``LOWERINGS``, or ``auto`` for the rule's choice per site.
         prune: Remove the halves of sites that are dead, see ``pruning``.
         inputs: ``[NAME:]1x3x224x224`` for inputs whose dynamic axes cannot be guessed.
@@ -104,14 +107,14 @@ def optimize(
     """
     source, out = _apart(Path(source), Path(out))
     progress("recognise CReLU")
-    original = read_model(source)
-    before = _operators(original)
-    recognized, inspection = _recognized(original)
-    pruned = pruning.prune(clean(recognized)) if prune else None
-    model = clean(recognized) if pruned is None else pruned.model
-    lowered = lower(model, plan.by_rule(model) if lowering == AUTO else lowering)
-    progress("compare with the original")
-    checked = _checked(lowered.model, source, inputs, tolerance, check)
+    before = _operators(original := read_model(source))
+    with blaming(source):
+        recognized, inspection = _recognized(original)
+        pruned = pruning.prune(clean(recognized)) if prune else None
+        model = clean(recognized) if pruned is None else pruned.model
+        lowered = lower(model, plan.by_rule(model) if lowering == AUTO else lowering)
+        progress("compare with the original")
+        checked = _checked(lowered.model, source, inputs, tolerance, check)
     save_model(lowered.model, out)
     after, removed = _operators(lowered.model), {} if pruned is None else pruned.removed
     return Optimized(inspection, lowered.applied, lowered.reasons, removed, before, after, *checked)
@@ -159,17 +162,8 @@ def _check_structure(source: Path, candidate: Path) -> None:
 
     Runtimes take files that the checker does not, such as one whose outputs have no shape.
     """
-    if (error := _invalid(candidate)) and not _invalid(source):
+    if (error := invalidity(candidate)) and not invalidity(source):
         raise UnsupportedModel(f"{source}: lowering it made an invalid model: {error}")
-
-
-def _invalid(path: Path) -> str:
-    """Return what the checker says against a file; empty when it is valid."""
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        return " ".join(str(error).split())
-    return ""
 
 
 def _compare(

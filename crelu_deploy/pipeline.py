@@ -12,17 +12,21 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from crelu_deploy.accuracy import Tolerance, check
+from crelu_deploy.accuracy import REDUCED, Limits, Tolerance, check
+from crelu_deploy.agreement import top_1
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.environment import environment
-from crelu_deploy.errors import BuildError, DeployError, UnsupportedModel
-from crelu_deploy.latency import Effort, measure
+from crelu_deploy.errors import BackendUnavailable, BuildError, DeployError, UnsupportedModel
+from crelu_deploy.latency import Effort, Latency, differ, measure
+from crelu_deploy.locking import locked
 from crelu_deploy.lowerings import lower
-from crelu_deploy.plan import Plan, by_rule
+from crelu_deploy.plan import Plan
+from crelu_deploy.precision import in_precision
 from crelu_deploy.results import Benchmark, Build, Row, Verification
+from crelu_deploy.rules import choice
 from crelu_deploy.runner import Runner
 from crelu_deploy.samples import Array, Arrays
-from crelu_deploy.targets import AUTO, BACKENDS, BASELINE, FUNCTION, Options, Target
+from crelu_deploy.targets import AUTO, BACKENDS, BASELINE, FUNCTION, INT8, Options, Target
 
 Progress = Callable[[str], None]
 Entry = dict[str, dict[str, str]]
@@ -44,8 +48,20 @@ def build(
     *,
     progress: Progress = silent,
 ) -> tuple[Build, ...]:
-    """Make the artifacts of some targets in the bundle's folder; say how each build ended."""
+    """Make the artifacts of some targets in the bundle's folder; say how each build ended.
+
+    Raises:
+        BuildError: Another process is writing to the bundle.
+    """
     opened = opened_bundle(bundle)
+    with locked(opened.path):
+        opened.reload()
+        return _built(opened, targets, options, progress)
+
+
+def _built(
+    opened: Bundle, targets: Sequence[AnyTarget], options: Options, progress: Progress
+) -> tuple[Build, ...]:
     results = []
     for target in parse_targets(targets):
         progress(f"build {target}")
@@ -66,8 +82,10 @@ def _build(bundle: Bundle, target: Target, options: Options) -> Entry:
         runtime.build(bundle, target, options)
         return {"lowerings": {}, "reasons": {}}
     entry, files = _lower(bundle, target)
-    runtime.build(bundle, target, options)
-    bundle.record(files, targets={**bundle.manifest["targets"], str(target): entry})
+    if backend.precision == INT8:
+        backend.quantizer().quantize(bundle, target)
+    added = runtime.build(bundle, target, options) or ()
+    bundle.record((*files, *added), targets={**bundle.manifest["targets"], str(target): entry})
     return entry
 
 
@@ -79,14 +97,14 @@ def _lower(bundle: Bundle, target: Target) -> tuple[Entry, tuple[Path, ...]]:
     model = bundle.model
     lowered = lower(model, _choice(bundle, target, model))
     entry = {"lowerings": dict(lowered.applied), "reasons": dict(lowered.reasons)}
-    return entry, bundle.write(lowered.model, target)
+    return entry, bundle.write(in_precision(lowered.model, BACKENDS[target.backend]), target)
 
 
 def _choice(bundle: Bundle, target: Target, model: ir.Model) -> Mapping[str, str] | str:
     if target.lowering != AUTO:
         return target.lowering
     stored = bundle.manifest.get("plans", {}).get(target.backend)
-    return Plan.parse(stored).choice if stored else by_rule(model)
+    return Plan.parse(stored).choice if stored else choice(model, target.backend)
 
 
 def opened_bundle(bundle: AnyBundle) -> Bundle:
@@ -140,7 +158,7 @@ def verify(
         bundle: Where the targets are.
         targets: What to verify, or every target that was built.
         options: Threads and trust.
-        tolerance: What counts as equal, instead of what each output's element type tells.
+        tolerance: What counts as equal, instead of what element type and precision tell.
         progress: Told what is being done.
     """
     opened = opened_bundle(bundle)
@@ -166,10 +184,27 @@ def _verify(
             return Verification(target, None, result.error), None
     progress(f"verify {target}")
     try:
+        start = time.perf_counter()
         runner = stack.enter_context(_load(bundle, target, options))
-        return Verification(target, check(runner, bundle.samples, tolerance)), runner
+        opening = time.perf_counter() - start
+        return _judge(bundle, target, runner, tolerance, opening), runner
     except DeployError as error:
-        return Verification(target, None, str(error)), None
+        skipped = isinstance(error, BackendUnavailable)
+        return Verification(target, None, str(error), skipped=skipped), None
+
+
+def _judge(
+    bundle: Bundle, target: Target, runner: Runner, tolerance: Tolerance | None, opening: float
+) -> Verification:
+    """Run every sample once; compare the values, and where there are any the decisions."""
+    samples = bundle.samples
+    for sample in samples:
+        sample.check(runner.inputs, runner.outputs)
+    outputs = [runner(sample.inputs) for sample in samples]
+    limits = REDUCED.get(BACKENDS[target.backend].precision, Limits())
+    comparison = check(outputs, samples, tolerance or limits.tolerance)
+    agreement = top_1(zip(outputs, (sample.outputs for sample in samples), strict=True))
+    return Verification(target, comparison, "", agreement, limits.agreement, opening)
 
 
 def bench(
@@ -191,7 +226,7 @@ def bench(
         options: Threads and trust.
         batches: Extents of axis 0 to time; the first sample is repeated to fill them.
         effort: How long to measure each batch size.
-        tolerance: What counts as verified, instead of what each output's element type tells.
+        tolerance: What counts as verified, instead of what element type and precision tell.
         progress: Told what is being done.
     """
     opened = opened_bundle(bundle)
@@ -229,8 +264,14 @@ def _bench(
         return []
     calls = {name: partial(runners[target], feeds) for name, target in able.items()}
     latencies = measure(calls, effort)
-    base = latencies[str(BASELINE)].median if str(BASELINE) in latencies else math.nan
-    return [Row(able[n], batch, found, found.median / base) for n, found in latencies.items()]
+    base = latencies.get(str(BASELINE))
+    return [_row(able[name], batch, found, base) for name, found in latencies.items()]
+
+
+def _row(target: Target, batch: int, found: Latency, base: Latency | None) -> Row:
+    if base is None:
+        return Row(target, batch, found, math.nan, significant=False)
+    return Row(target, batch, found, found.median / base.median, differ(found, base))
 
 
 def feeds_of(bundle: Bundle, batch: int) -> dict[str, Array]:

@@ -16,10 +16,11 @@ from typing import Any
 import onnx_ir as ir
 
 from crelu_deploy.errors import UnsupportedModel
-from crelu_deploy.lowerings import LOWERINGS, fold, lower
+from crelu_deploy.lowerings import LOWERINGS, NATIVE, fold, lower
 from crelu_deploy.lowerings.sitenode import site_nodes
 from crelu_deploy.lowerings.values import constant
 from crelu_deploy.staging import write_text
+from crelu_deploy.targets import BACKENDS
 
 RULE, MEASURED = "rule", "measured"
 
@@ -74,8 +75,10 @@ class Plan:
         """
         choice = {str(site): str(lowering) for site, lowering in dict(data["choice"]).items()}
         for site, lowering in choice.items():
-            if lowering not in LOWERINGS:
+            if lowering not in LOWERINGS and lowering not in NATIVE:
                 raise ValueError(f"site {site!r} has the unknown lowering {lowering!r}")
+        if data["backend"] not in BACKENDS:
+            raise ValueError(f"a plan for the unknown backend {str(data['backend'])[:80]!r}")
         ratios = {str(name): float(ratio) for name, ratio in dict(data["ratios"]).items()}
         return cls(str(data["backend"]), str(data["how"]), choice, dict(data["key"]), ratios)
 

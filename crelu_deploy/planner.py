@@ -23,7 +23,9 @@ import onnxruntime
 from crelu_deploy.backends.onnxruntime import SessionRunner, open_session
 from crelu_deploy.bundle import MODEL, Bundle
 from crelu_deploy.environment import cpu_name
+from crelu_deploy.errors import UnsupportedModel
 from crelu_deploy.latency import Effort, measure
+from crelu_deploy.locking import locked
 from crelu_deploy.lowerings import LOWERINGS, lower
 from crelu_deploy.pipeline import DEFAULT, AnyBundle, Progress, feeds_of, opened_bundle, silent
 from crelu_deploy.plan import MEASURED, RULE, Plan, by_rule
@@ -214,7 +216,18 @@ def use(bundle: Bundle, made: Plan) -> None:
     """Note a plan in the bundle, for the next build of its backend's ``auto``.
 
     Raises:
-        UnsupportedModel: It was made for another model.
+        UnsupportedModel: It was made for another model, or names a site that there is not.
+        BuildError: Another process is writing to the bundle.
     """
-    made.check(made.backend, bundle.manifest["files"][MODEL])
-    bundle.record((), plans={**bundle.manifest.get("plans", {}), made.backend: asdict(made)})
+    with locked(bundle.path):
+        bundle.reload()
+        made.check(made.backend, bundle.manifest["files"][MODEL])
+        _check_sites(made, [site["name"] for site in bundle.manifest["sites"]])
+        bundle.record((), plans={**bundle.manifest.get("plans", {}), made.backend: asdict(made)})
+
+
+def _check_sites(made: Plan, sites: Sequence[str]) -> None:
+    if unknown := sorted(set(made.choice) - set(sites)):
+        raise UnsupportedModel(
+            f"the plan names the site {unknown[0][:80]!r}; the model has {', '.join(sites)}"
+        )

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from crelu_deploy.accuracy import Comparison
 from crelu_deploy.bundle import Bundle
-from crelu_deploy.doctor import Health
 from crelu_deploy.optimizer import Inspection, Optimized
 from crelu_deploy.plan import MEASURED, Plan
 from crelu_deploy.results import Benchmark, Build, Verification
@@ -169,9 +168,11 @@ def verifications_json(found: Sequence[Verification]) -> JSON:
         {
             "target": str(v.target),
             "passed": v.passed,
+            "skipped": v.skipped,
             "score": None if v.comparison is None else number(v.comparison.score),
             "max_abs": None if v.comparison is None else number(v.comparison.max_abs),
             "worst": v.error if v.comparison is None else v.comparison.worst,
+            "agreement": None if v.agreement is None else asdict(v.agreement),
         }
         for v in found
     ]
@@ -179,21 +180,22 @@ def verifications_json(found: Sequence[Verification]) -> JSON:
 
 
 def verifications_table(found: Sequence[Verification], samples: int) -> Section:
-    """Return a row per target: score, largest error, the worst element, the verdict."""
+    """Return a row per target: score, largest error, equal decisions, worst element, verdict."""
     title = f"verify   {samples} samples against PyTorch; score 1.00 is the limit"
-    table = section(title, "target!", "score>", "max error>", "worst at", "")
+    table = section(title, "target!", "score>", "max error>", "top-1>", "worst at", "!")
     for v in found:
-        verdict = "ok" if v.passed else "FAILED"
+        verdict = "ok" if v.passed else "not run" if v.skipped else "FAILED"
         if v.comparison is None:
-            add(table, v.target, "-", "-", v.error, verdict)
+            add(table, v.target, "-", "-", "-", v.error, verdict)
         else:
             score, error = f"{v.comparison.score:.2f}", f"{v.comparison.max_abs:.1e}"
-            add(table, v.target, score, error, v.comparison.worst, verdict)
+            add(table, v.target, score, error, v.agreement or "-", v.comparison.worst, verdict)
     return table
 
 
 def benchmark_json(found: Benchmark) -> JSON:
     """Return environment and rows under their fixed names, milliseconds and time ratios."""
+    opening = {v.target: v.opening for v in found.verifications}
     rows = [
         {
             "target": str(row.target),
@@ -203,6 +205,8 @@ def benchmark_json(found: Benchmark) -> JSON:
             "p90_ms": row.latency.p90,
             "runs": row.latency.runs,
             "ratio": number(row.ratio),
+            "significant": row.significant,
+            "opening_s": opening[row.target],
         }
         for row in found.rows
     ]
@@ -220,15 +224,17 @@ def _failed(found: Benchmark) -> list[Verification]:
 def benchmark_table(found: Benchmark) -> Section:
     """Return a row per target and batch size, with the spread, and what was not timed."""
     threads, cpu = counted(found.environment["threads"], "thread"), found.environment["cpu"]
-    title = f"bench    interleaved, {threads}, {cpu}; ratio to {BASELINE}"
+    title = f"bench    interleaved, {threads}, {cpu}; ratio to {BASELINE}, ~ within the spread"
     table = section(title, "target!", "batch>", "median>", "p10 .. p90>", "runs>", "ratio>")
     for row in found.rows:
         t = row.latency
         spread = f"{t.p10:.2f} .. {t.p90:.2f} ms"
-        cells = (row.target, row.batch, f"{t.median:.2f} ms", spread, t.runs, f"{row.ratio:.2f} x")
-        add(table, *cells)
+        mark = "" if row.significant or row.target == BASELINE else "~ "
+        ratio = f"{mark}{row.ratio:.2f} x"
+        add(table, row.target, row.batch, f"{t.median:.2f} ms", spread, t.runs, ratio)
     for v in _failed(found):
-        reason = "not timed: " + (v.error or "verification failed")
+        reason = "not run here" if v.skipped else v.error or "verification failed"
+        reason = f"not timed: {reason}"
         add(table, v.target, "", "", reason, "", "")
     for name, reason in found.refused.items():
         add(table, name, "", "", f"not timed: {reason}", "", "")
@@ -278,16 +284,3 @@ def deployment_parts(done: Deployment) -> list[Section | str]:
         verifications_table(done.benchmark.verifications, len(done.bundle.samples)),
         benchmark_table(done.benchmark),
     ]
-
-
-def health_json(found: Sequence[Health]) -> JSON:
-    """Return the state of every backend."""
-    return {"backends": [asdict(health) for health in found]}
-
-
-def health_table(found: Sequence[Health]) -> Section:
-    """Return a row per backend."""
-    table = section("backends", "backend!", "!", "")
-    for health in found:
-        add(table, health.backend, "ok" if health.works else "missing", health.summary)
-    return table

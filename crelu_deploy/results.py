@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crelu_deploy.accuracy import Comparison
+from crelu_deploy.agreement import Agreement
 from crelu_deploy.latency import Latency
 from crelu_deploy.targets import Target
 
@@ -32,16 +33,31 @@ class Build:
 
 @dataclass(frozen=True)
 class Verification:
-    """A target's distance to PyTorch, or the error that kept it from running."""
+    """A target's distance to PyTorch, or the error that kept it from running.
+
+    Attributes:
+        target: What was verified.
+        comparison: Distance of its outputs; None where it did not run.
+        error: Why it did not run; empty where it did.
+        agreement: How often it decides as PyTorch; None where the outputs are no decisions.
+        demanded: The share of equal decisions that it must reach.
+        opening: Seconds that its runtime took to open it.
+        skipped: Whether it was built, and only its device or runtime is not here.
+    """
 
     target: Target
     comparison: Comparison | None
     error: str = ""
+    agreement: Agreement | None = None
+    demanded: float = 0.0
+    opening: float = 0.0
+    skipped: bool = False
 
     @property
     def passed(self) -> bool:
-        """Whether the target ran and is within tolerance."""
-        return self.comparison is not None and self.comparison.passed
+        """Whether the target ran, is within tolerance and decides as PyTorch often enough."""
+        agrees = self.agreement is None or self.agreement.reaches(self.demanded)
+        return self.comparison is not None and self.comparison.passed and agrees
 
 
 @dataclass(frozen=True)
@@ -53,12 +69,14 @@ class Row:
         batch: Extent of axis 0 of the inputs.
         latency: Of one call.
         ratio: The median over the baseline's median at the same batch: below 1 is faster.
+        significant: Whether that difference is larger than the spread, see ``latency.differ``.
     """
 
     target: Target
     batch: int
     latency: Latency
     ratio: float
+    significant: bool
 
 
 @dataclass(frozen=True)

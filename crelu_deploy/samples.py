@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,35 @@ Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
 
 
+UNPACKED_RATIO, UNPACKED_SLACK = 20, 64 << 20
+"""An NPZ file may unpack to this many times its size, plus these bytes."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One call of the network: its inputs and PyTorch's outputs, by name."""
 
     inputs: Arrays
     outputs: Arrays
+
+    def check(self, inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> None:
+        """Refuse a sample of another network.
+
+        Raises:
+            UnsupportedModel: A name, an element type or a shape differs.
+        """
+        wanted, found = {spec.name for spec in inputs}, self.inputs.keys()
+        if found != wanted or self.outputs.keys() != set(outputs):
+            names = f"{', '.join(found)} -> {', '.join(self.outputs)}"
+            raise UnsupportedModel(
+                f"the samples have {names}; the network has {', '.join(wanted)} -> "
+                f"{', '.join(outputs)}; export again"
+            )
+        for spec in inputs:
+            try:
+                spec.check(self.inputs[spec.name])
+            except (TypeError, ValueError) as error:
+                raise UnsupportedModel(f"a sample does not fit: {error}; export again") from error
 
 
 def save_samples(path: Path, samples: tuple[Sample, ...]) -> None:
@@ -48,7 +70,7 @@ def load_samples(path: Path) -> tuple[Sample, ...]:
     for key, array in _arrays(path).items():
         index, _, rest = key.partition("/")
         kind, _, name = rest.partition("/")
-        if not (index.isdecimal() and kind in ("input", "output") and name):
+        if not (index.isdecimal() and len(index) < 10 and kind in ("input", "output") and name):
             raise UnsupportedModel(f"{path}: {key!r} is not an array of a sample; export again")
         found.setdefault(int(index), {"input": {}, "output": {}})[kind][name] = array
     if not found:
@@ -112,8 +134,24 @@ def _arrays(path: Path) -> dict[str, Array]:
             file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise UnsupportedModel(f"{path}: one array; expected an NPZ file with named arrays")
-            return {key: file[key] for key in file.files}
+            _check_unpacked(path, file.zip)
+            return {key: np.asarray(file[key]) for key in file.files}
     except FileNotFoundError as error:
         raise UnsupportedModel(f"{path}: no such file") from error
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UnsupportedModel(f"{path}: not a readable NPZ file: {error}") from error
+    except UnsupportedModel:
+        raise
+    except Exception as error:  # A damaged file makes NumPy raise almost anything.
+        raise UnsupportedModel(f"{path}: not a readable NPZ file: {str(error)[:200]}") from error
+
+
+def _check_unpacked(path: Path, archive: zipfile.ZipFile | None) -> None:
+    """Refuse an archive that would fill the memory."""
+    size, unpacked = (
+        path.stat().st_size,
+        sum(entry.file_size for entry in (archive.infolist() if archive else ())),
+    )
+    if unpacked > UNPACKED_RATIO * size + UNPACKED_SLACK:
+        raise UnsupportedModel(
+            f"{path}: an NPZ file of {size} bytes that unpacks to {unpacked}: refused; "
+            "save it with numpy.savez"
+        )

@@ -1,15 +1,27 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all.
+
+What is written first lies in a hidden folder beside its place, ``.<name>.<8 characters>.tmp``,
+which is locked as long as its process lives. One that a killed process left is therefore told from
+one in use, and is removed when the same place is written again.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from crelu_deploy.errors import BuildError
+from crelu_deploy.locking import lock
+
+_SCRATCH = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp", re.DOTALL)
+_KEPT = 60
+"""Characters of a place's name in that of its hidden folder: at most 240 of 255 bytes."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -32,10 +44,10 @@ def staged_file(path: Path) -> Iterator[Path]:
         BuildError: The file cannot be written; what was there is kept.
     """
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-            temporary = Path(folder) / path.name
+        with scratch(path) as folder:
+            temporary = folder / path.name
             yield temporary
-            for file in sorted(Path(folder).iterdir(), key=lambda file: file == temporary):
+            for file in sorted(folder.iterdir(), key=lambda file: file == temporary):
                 file.replace(path.with_name(file.name))
     except OSError as error:
         raise BuildError(f"{path}: cannot be written: {reason(error)}") from error
@@ -51,21 +63,67 @@ def staged_folder(path: Path) -> Iterator[Path]:
         BuildError: The folder cannot be written, for example because the disk is full.
     """
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            stage = Path(folder) / path.name
+        with scratch(path) as folder:
+            stage = folder / path.name
             stage.mkdir()
             yield stage
             if not path.exists():
                 stage.rename(path)
             elif not _exchange(stage, path):
-                _replace(stage, path, Path(folder) / "earlier")
+                _replace(stage, path, folder / "earlier")
     except OSError as error:
         raise BuildError(f"{path}: cannot be written: {reason(error)}") from error
+
+
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """Yield a new hidden folder beside ``path``, which is removed in the end.
+
+    Those that killed processes left for the same ``path`` are removed too.
+
+    Raises:
+        OSError: No folder can be made there.
+    """
+    for folder in path.parent.iterdir():
+        if is_scratch(folder.name, path.name):
+            _remove_abandoned(folder)
+    folder, descriptor = _new_scratch(path)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def is_scratch(name: str, place: str | None = None) -> bool:
+    """Whether a name is that of a hidden folder, for one place or for any."""
+    match = _SCRATCH.fullmatch(name)
+    return match is not None and (place is None or match[1] == place[:_KEPT])
 
 
 def reason(error: OSError) -> str:
     """Return what the operating system says, without the path."""
     return error.strerror or str(error)
+
+
+def _new_scratch(path: Path) -> tuple[Path, int | None]:
+    while True:
+        name = tempfile.mkdtemp(".tmp", f".{path.name[:_KEPT]}.", path.parent)
+        try:
+            return Path(name), lock(Path(name))
+        except (BlockingIOError, FileNotFoundError):
+            continue  # Another process took it for an abandoned one before it was locked.
+
+
+def _remove_abandoned(folder: Path) -> None:
+    try:
+        descriptor = lock(folder)
+    except OSError:  # In use, or just removed.
+        return
+    if descriptor is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
 
 
 def _replace(stage: Path, path: Path, earlier: Path) -> None:

@@ -10,13 +10,16 @@ from difflib import get_close_matches
 from types import ModuleType
 
 from crelu_deploy.errors import BackendUnavailable
-from crelu_deploy.lowerings import LOWERINGS
+from crelu_deploy.lowerings import LOWERINGS, NATIVE
 
 AUTO = "auto"
 """In place of a lowering: the plan chooses one for every site."""
 
 FUNCTION = "function"
 """The lowering that a bundle's own model has."""
+
+FLOAT32, FLOAT16, BFLOAT16, INT8 = "float32", "float16", "bfloat16", "int8"
+"""What a backend computes in: ``FLOAT32`` stands for the network's own type."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,11 @@ class Backend:
         extra: The extra of this package that installs the runtime.
         lowered: Whether it reads a lowered ONNX file, and not the PyTorch module itself.
         summary: One line for people.
+        precision: ``FLOAT32``, or the reduced one that it is named for.
+        functions: Whether it reads functions inside a model, as the lowering ``function`` has them.
+        typed: Whether it computes in the types of the graph, which then hold its precision.
+        plugins: Whether it reads nodes that a compiled library computes.
+        symmetric: Whether its int8 has no zero points but 0.
     """
 
     name: str
@@ -36,6 +44,17 @@ class Backend:
     extra: str
     lowered: bool
     summary: str
+    precision: str = FLOAT32
+    functions: bool = True
+    typed: bool = False
+    plugins: bool = False
+    symmetric: bool = False
+
+    @property
+    def lowerings(self) -> tuple[str, ...]:
+        """The lowerings that it reads, and ``auto``."""
+        native = NATIVE if self.plugins else ()
+        return (AUTO, *(n for n in LOWERINGS if self.functions or n != FUNCTION), *native)
 
     def implementation(self) -> ModuleType:
         """Import the module that owns the runtime.
@@ -43,8 +62,19 @@ class Backend:
         Raises:
             BackendUnavailable: The runtime is not installed.
         """
+        return self._import(f"crelu_deploy.backends.{self.module}")
+
+    def quantizer(self) -> ModuleType:
+        """Import the module that quantises a lowered file, which only a build needs.
+
+        Raises:
+            BackendUnavailable: ONNX Runtime, which calibrates, is not installed.
+        """
+        return self._import("crelu_deploy.quantization")
+
+    def _import(self, module: str) -> ModuleType:
         try:
-            return importlib.import_module(f"crelu_deploy.backends.{self.module}")
+            return importlib.import_module(module)
         except ModuleNotFoundError as error:
             raise BackendUnavailable(
                 f"{self.name} needs the package {error.name}, which is not installed; "
@@ -52,10 +82,54 @@ class Backend:
             ) from error
 
 
+def _gpu(
+    name: str, module: str, extra: str, runtime: str, precision: str, *, plugins: bool = True
+) -> Backend:
+    """Return a backend on a GPU; where it is reduced, functions are written out to be converted."""
+    summary, whole = f"{runtime}, NVIDIA GPU, {precision}", precision == FLOAT32
+    return Backend(
+        *(name, module, extra, True, summary, precision),
+        functions=whole,
+        typed=True,
+        plugins=plugins,
+        symmetric=precision == INT8,
+    )
+
+
+GPU = (
+    _gpu("ort-cuda", "onnxruntime_cuda", "ort-cuda", "ONNX Runtime", FLOAT32),
+    _gpu("ort-cuda-fp16", "onnxruntime_cuda", "ort-cuda", "ONNX Runtime", FLOAT16),
+    _gpu("trt-fp32", "tensorrt", "tensorrt", "TensorRT", FLOAT32),
+    _gpu("trt-fp16", "tensorrt", "tensorrt", "TensorRT", FLOAT16),
+    _gpu("trt-bf16", "tensorrt", "tensorrt", "TensorRT", BFLOAT16),
+    _gpu("trt-int8", "tensorrt", "tensorrt", "TensorRT", INT8),
+    _gpu("trt-rtx", "tensorrt_rtx", "tensorrt-rtx", "TensorRT-RTX", FLOAT32, plugins=False),
+    _gpu("trt-rtx-fp16", "tensorrt_rtx", "tensorrt-rtx", "TensorRT-RTX", FLOAT16, plugins=False),
+)
+
 BACKENDS: Mapping[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend("ort-cpu", "onnxruntime", "ort", True, "ONNX Runtime, CPU, float32"),
+        Backend(
+            *("ort-cpu-int8", "onnxruntime", "ort", True, "ONNX Runtime, CPU, int8"),
+            precision=INT8,
+            functions=False,
+        ),
+        Backend(
+            *("openvino", "openvino", "openvino", True, "OpenVINO, CPU, float32"), functions=False
+        ),
+        Backend(
+            *("openvino-bf16", "openvino", "openvino", True, "OpenVINO, CPU, bfloat16"),
+            precision=BFLOAT16,
+            functions=False,
+        ),
+        Backend(
+            *("openvino-int8", "openvino", "openvino", True, "OpenVINO, CPU, int8"),
+            precision=INT8,
+            functions=False,
+        ),
+        *GPU,
         Backend("torch", "pytorch", "torch", False, "PyTorch eager, CPU"),
         Backend("torch-compile", "pytorch", "torch", False, "torch.compile (inductor), CPU"),
     )
@@ -90,8 +164,12 @@ class Target:
             if colon:
                 raise ValueError(f"target {text!r}: {name} runs the PyTorch module, no lowering")
             return cls(name, "")
-        if colon and lowering not in (AUTO, *LOWERINGS):
-            raise ValueError(unknown("lowering", lowering, (AUTO, *LOWERINGS)))
+        if colon and lowering not in (AUTO, *LOWERINGS, *NATIVE):
+            raise ValueError(unknown("lowering", lowering, BACKENDS[name].lowerings))
+        if lowering in NATIVE and not BACKENDS[name].plugins:
+            raise ValueError(f"target {text!r}: {name} reads no plugins; choose another lowering")
+        if lowering == FUNCTION and not BACKENDS[name].functions:
+            raise ValueError(f"target {text!r}: {name} reads no functions; choose another lowering")
         return cls(name, lowering or AUTO)
 
 
@@ -109,11 +187,15 @@ class Options:
         threads: Threads of one call; every usable core when None.
         trust: Allow a checkpoint that can run code to be loaded (PyTorch targets).
         verbose: Let the runtime print its own log.
+        shapes: For engines, ``[NAME:]MIN/LIKELY/MAX`` for each input that is to vary.
+        tf32: Let a GPU round the factors of float32 products to 11 bits.
     """
 
     threads: int | None = None
     trust: bool = False
     verbose: bool = False
+    shapes: tuple[str, ...] = ()
+    tf32: bool = False
 
     @property
     def cores(self) -> int:

@@ -29,14 +29,24 @@ def save_model(model: ir.Model, path: Path) -> tuple[Path, ...]:
     Raises:
         BuildError: The file cannot be written; what was there is kept.
     """
-    tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value]
-    data = path.with_name(path.name + ".data")
     with staged_file(path) as temporary:
-        if sum(tensor.nbytes for tensor in tensors) > INLINE_LIMIT:
-            ir.save(model, temporary, external_data=data.name)
-            return path, data
-        with temporary.open("wb") as file:
-            _write(model.clone(), file)
+        files = write_model(model, temporary)
+    return tuple(path.with_name(file.name) for file in files)
+
+
+def write_model(model: ir.Model, path: Path) -> tuple[Path, ...]:
+    """Write as ``save_model`` does, but not in one step.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value]
+    if sum(tensor.nbytes for tensor in tensors) > INLINE_LIMIT:
+        data = path.with_name(path.name + ".data")
+        ir.save(model, path, external_data=data.name)
+        return path, data
+    with path.open("wb") as file:
+        _write(model.clone(), file)
     return (path,)
 
 

@@ -22,6 +22,10 @@ TARGETS = (
     "ort-cpu:mirror",
     "ort-cpu:fold",
     "ort-cpu:auto",
+    "ort-cpu-int8",
+    "openvino",
+    "openvino-bf16",
+    "openvino-int8",
 )
 
 

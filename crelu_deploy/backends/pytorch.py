@@ -11,7 +11,7 @@ import torch
 
 from crelu_deploy import checkpoint
 from crelu_deploy.bundle import Bundle, sha256
-from crelu_deploy.errors import BackendUnavailable
+from crelu_deploy.errors import BackendUnavailable, CheckpointError
 from crelu_deploy.runner import Runner
 from crelu_deploy.targets import Options, Target
 from crelu_deploy.tensors import flatten
@@ -42,7 +42,8 @@ def load(bundle: Bundle, target: Target, options: Options) -> ModuleRunner:
 
     Raises:
         BackendUnavailable: The bundle records no checkpoint, or it is gone or has changed.
-        CheckpointError: It can run code, and ``options.trust`` is not set.
+        CheckpointError: It, or the architecture that the bundle names, can run code, and
+            ``options.trust`` is not set.
     """
     module = _module(bundle, target, options)
     torch.set_num_threads(options.cores)
@@ -63,6 +64,11 @@ def _module(bundle: Bundle, target: Target, options: Options) -> torch.nn.Module
         raise BackendUnavailable(
             f"{target}: the checkpoint {path} that {bundle.path} was exported from is gone or "
             "has changed; put it back or export again"
+        )
+    if ":" in (source["arch"] or "") and not options.trust:
+        raise CheckpointError(
+            f"{target}: {bundle.path} names the code {source['arch']!r} as the architecture: pass "
+            "--trust if you trust its source"
         )
     loaded = checkpoint.load(path, arch=source["arch"], trust=options.trust, ema=source["ema"])
     return loaded.module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -27,6 +28,8 @@ def run(arguments: Sequence[str]) -> int:
     """
     try:
         return _run(list(arguments))
+    except MemoryError as error:
+        return _failed(FAILED, _out_of_memory(error))
     except KeyboardInterrupt:
         return _failed(INTERRUPTED, "interrupted; what was there before is unchanged")
 
@@ -35,10 +38,16 @@ def _run(arguments: list[str]) -> int:
     # Imported here so that an interrupt during the imports is a line too.
     import click
 
-    from crelu_deploy.cli import paper, planning  # noqa: F401 - they register their verbs
+    from crelu_deploy.cli import (  # noqa: F401 - they register their verbs
+        paper,
+        planning,
+        reporting,
+    )
     from crelu_deploy.cli.commands import cli
     from crelu_deploy.errors import DeployError
 
+    # Libraries warn of what the one line of an error says already.
+    logging.basicConfig(handlers=[logging.NullHandler()])
     try:
         return cli.main(arguments, prog_name="crelu", standalone_mode=False) or 0
     except click.UsageError as error:
@@ -50,6 +59,11 @@ def _run(arguments: list[str]) -> int:
         return _failed(FAILED, str(error))
     except click.Abort as error:
         raise KeyboardInterrupt from error
+
+
+def _out_of_memory(error: MemoryError) -> str:
+    wanted = f" ({error})" if str(error) else ""
+    return f"out of memory{wanted}; what was there before is unchanged"
 
 
 def _failed(code: int, message: str) -> int:

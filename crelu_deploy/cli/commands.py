@@ -5,7 +5,7 @@ What a verb needs beyond the options is imported when it runs, so that help and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -14,20 +14,23 @@ from crelu_deploy import __version__, render
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.cli import options
 from crelu_deploy.cli.output import Output
-from crelu_deploy.doctor import diagnose
+from crelu_deploy.cli.results import REPRODUCE, look_into, write_results
 from crelu_deploy.errors import CheckpointError
-from crelu_deploy.targets import Options
+from crelu_deploy.tables import printable
 
 OK, FAILED = 0, 1
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: crelu-export model.pt",
+)
 @click.version_option(__version__, prog_name="crelu")
 def cli() -> None:
     """Export CReLU networks to verified, faster ONNX Runtime artifacts."""
 
 
-@cli.command()
+@cli.command(epilog="Example: crelu-export faceboxes.pt -o faceboxes.crelu")
 @click.argument("model", type=options.FILE)
 @options.exporting
 @options.limits
@@ -60,7 +63,7 @@ def _require(model: Path) -> None:
         raise CheckpointError(f"{model}: no such file")
 
 
-@cli.command()
+@cli.command(epilog="Example: crelu inspect network.onnx")
 @click.argument("file", type=options.FILE)
 @options.output
 def inspect(file: Path, output: Output) -> int:
@@ -74,7 +77,7 @@ def inspect(file: Path, output: Output) -> int:
     return OK
 
 
-@cli.command()
+@cli.command(epilog="Example: crelu optimize network.onnx -o faster.onnx")
 @click.argument("source", metavar="IN.onnx", type=options.FILE)
 @click.option("-o", "--out", type=options.FILE, required=True, help="The file to write.")
 @options.LOWERING
@@ -111,7 +114,7 @@ def optimize(
     return OK
 
 
-@cli.command()
+@cli.command(epilog="Example: crelu build faceboxes.crelu -t ort-cpu:fold")
 @click.argument("bundle", type=options.FILE)
 @options.TARGETS
 @options.TRUST
@@ -128,15 +131,17 @@ def build(
     from crelu_deploy import pipeline
 
     with output:
-        settings = Options(running.threads, trust, running.verbose)
+        settings = running.options(trust=trust)
         done = pipeline.build(bundle, targets or ("ort-cpu",), settings, progress=output.progress)
         output.result(render.builds_json(done), render.builds_table(done))
-    return _verdict([str(b.target) for b in done if b.error], len(done))
+    return verdict({str(b.target): b.error for b in done if b.error}, len(done))
 
 
-@cli.command()
+@cli.command(epilog="Example: crelu verify faceboxes.crelu -t ort-cpu --locate")
 @click.argument("bundle", type=options.FILE)
 @options.TARGETS
+@click.option("--locate", is_flag=True, help="Compare site by site: where does it go wrong?")
+@REPRODUCE
 @options.TRUST
 @options.running
 @options.limits
@@ -144,6 +149,8 @@ def build(
 def verify(
     bundle: Path,
     targets: tuple[str, ...],
+    locate: bool,
+    reproduce: Path,
     trust: bool,
     running: options.Running,
     limits: options.Limits,
@@ -154,20 +161,21 @@ def verify(
 
     with output:
         opened = Bundle.open(bundle)
-        settings = Options(running.threads, trust, running.verbose)
+        settings = running.options(trust=trust)
+        tolerance = limits.tolerance
         found = pipeline.verify(
-            opened,
-            targets,
-            settings,
-            tolerance=limits.tolerance,
-            progress=output.progress,
+            opened, targets, settings, tolerance=tolerance, progress=output.progress
         )
-        table = render.verifications_table(found, len(opened.samples))
-        output.result(render.verifications_json(found), table)
-    return _verdict([str(v.target) for v in found if not v.passed], len(found))
+        data = render.verifications_json(found)
+        parts: list[object] = [render.verifications_table(found, len(opened.samples))]
+        if locate:
+            data["located"], more = look_into(opened, found, settings, tolerance, reproduce, output)
+            parts += more
+        output.result(data, *parts)
+    return verdict({str(v.target): v.error for v in found if not v.passed}, len(found))
 
 
-@cli.command()
+@cli.command(epilog="Example: crelu bench faceboxes.crelu -t ort-cpu --batch 1,8")
 @click.argument("bundle", type=options.FILE)
 @options.TARGETS
 @options.TRUST
@@ -191,18 +199,19 @@ def bench(
         found = pipeline.bench(
             bundle,
             targets,
-            Options(running.threads, trust, running.verbose),
+            running.options(trust=trust),
             batches=measuring.batches,
             effort=measuring.effort,
             tolerance=limits.tolerance,
             progress=output.progress,
         )
-        output.result(render.benchmark_json(found), render.benchmark_table(found))
-    failed = [str(v.target) for v in found.verifications if not v.passed]
-    return _verdict([*failed, *found.refused], len(found.verifications))
+        line = write_results(bundle, found, running.threads, limits.tolerance, output)
+        output.result(render.benchmark_json(found), render.benchmark_table(found), line)
+    failed = {str(v.target): v.error for v in found.verifications if not v.passed}
+    return verdict({**failed, **found.refused}, len(found.verifications))
 
 
-@cli.command()
+@cli.command(epilog="Example: crelu deploy faceboxes.pt -t ort-cpu -t torch")
 @click.argument("model", type=options.FILE)
 @options.TARGETS
 @options.exporting
@@ -230,7 +239,7 @@ def deploy(
         done = deployment.deploy(
             model,
             targets=targets or ("ort-cpu",),
-            options=Options(running.threads, exporting.trust, running.verbose),
+            options=running.options(trust=exporting.trust),
             batches=measuring.batches,
             budget=budget,
             effort=measuring.effort,
@@ -238,24 +247,32 @@ def deploy(
             progress=output.progress,
             **exporting.arguments(),
         )
-        output.result(render.deployment_json(done), *render.deployment_parts(done))
-    return _verdict(done.failed, len(done.builds))
+        results = done.bundle, done.benchmark
+        line = write_results(*results, running.threads, limits.tolerance, output)
+        output.result(render.deployment_json(done), *render.deployment_parts(done), line)
+    return verdict(dict.fromkeys(done.failed, ""), len(done.builds))
 
 
-@cli.command()
+@cli.command(epilog="Example: crelu doctor --json")
 @options.output
 def doctor(output: Output) -> int:
     """Say which backends work on this machine and how to get the others."""
+    from crelu_deploy import doctor, render_health
+    from crelu_deploy.machine import examine
+
     with output:
         output.progress("load every runtime")
-        found = diagnose()
-        output.result(render.health_json(found), render.health_table(found))
+        found, machine = doctor.diagnose(), examine()
+        data = render_health.health_json(found, machine)
+        output.result(data, *render_health.health_parts(found, machine))
     return OK if any(h.works for h in found if h.backend == "ort-cpu") else FAILED
 
 
-def _verdict(failed: Sequence[str], total: int) -> int:
+def verdict(failed: Mapping[str, str], total: int) -> int:
+    """Return the exit code; say in one line what failed, and why where it is one target alone."""
     if not failed:
         return OK
-    names = ", ".join(dict.fromkeys(failed))
-    click.echo(f"error: {len(failed)} of {total} targets failed ({names})", err=True)
+    reason = next(iter(failed.values())) if len(failed) == 1 else ""
+    names, why = ", ".join(failed), f": {printable(reason)}" if reason else ""
+    click.echo(f"error: {len(failed)} of {total} targets failed ({names}){why}", err=True)
     return FAILED

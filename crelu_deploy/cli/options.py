@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from crelu_deploy import shapes, targets
+from crelu_deploy import profiles, shapes, targets
 from crelu_deploy.accuracy import Tolerance
 from crelu_deploy.cli.output import Output
 from crelu_deploy.latency import Effort
@@ -168,6 +168,12 @@ class Running:
 
     threads: int | None
     verbose: bool
+    shapes: tuple[str, ...]
+    tf32: bool
+
+    def options(self, *, trust: bool = False) -> targets.Options:
+        """Return what the runtimes are told."""
+        return targets.Options(self.threads, trust, self.verbose, self.shapes, self.tf32)
 
 
 def _group(name: str, kind: type[Any], *options: Command) -> Callable[[Command], Command]:
@@ -238,6 +244,13 @@ running = _group(
     Running,
     click.option("--threads", type=click.IntRange(1), help="Threads of one call."),
     click.option("-v", "--verbose", is_flag=True, help="The runtimes' own logs."),
+    click.option(
+        "--shapes",
+        multiple=True,
+        type=Text("[NAME:]MIN/LIKELY/MAX", profiles.parse_range),
+        help="For an engine: the shapes of an input, such as 1x3x32x32/8x3x32x32/64x3x32x32.",
+    ),
+    click.option("--tf32", is_flag=True, help="Let a GPU multiply float32 in TF32."),
 )
 
 output = _group(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from crelu_deploy.analysis.layers import Layer, Reader
 
 
-@cli.command()
+@cli.command(epilog="Example: crelu zoo --classes 100")
 @click.option(
     "--classes",
     type=click.IntRange(1),
@@ -43,7 +43,7 @@ def zoo(classes: int, output: Output) -> int:
     return OK
 
 
-@cli.group()
+@cli.group(epilog="Example: crelu analyze pairing model.pt -o plots")
 def analyze() -> None:
     """Repeat one of the paper's analyses on a trained network."""
 
@@ -148,7 +148,8 @@ def _analysis(*own: Callable[..., Any]) -> Callable[[Callable[..., int]], click.
             click.argument("model", type=options.FILE),
         ):
             verb = option(verb)
-        return analyze.command(command.__name__, help=command.__doc__)(verb)
+        example = f"Example: crelu analyze {command.__name__} model.pt -o plots"
+        return analyze.command(command.__name__, help=command.__doc__, epilog=example)(verb)
 
     return decorate
 

@@ -9,13 +9,13 @@ import click
 from crelu_deploy import render
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.cli import options
-from crelu_deploy.cli.commands import OK, cli
+from crelu_deploy.cli.commands import cli, verdict
 from crelu_deploy.cli.output import Output
 from crelu_deploy.plan import Plan
-from crelu_deploy.targets import Options, Target
+from crelu_deploy.targets import Target
 
 
-@cli.command()
+@cli.command(epilog="Example: crelu plan faceboxes.crelu --budget 60 -o plan.json")
 @click.argument("bundle", type=options.FILE)
 @options.BATCH
 @options.BUDGET
@@ -37,7 +37,7 @@ def plan(
 
     with output:
         opened = Bundle.open(bundle)
-        settings = Options(running.threads, verbose=running.verbose)
+        settings = running.options()
         if file is not None:
             made = Plan.read(file)
             planner.use(opened, made)
@@ -51,4 +51,4 @@ def plan(
         target = Target.parse(planner.BACKEND)
         (built,) = pipeline.build(opened, [target], settings, progress=output.progress)
         output.result(render.plan_json(made, built), *render.plan_tables(made, built))
-    return OK
+    return verdict({str(target): built.error} if built.error else {}, 1)

@@ -13,7 +13,15 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from crelu_deploy.errors import UnsupportedModel
-from crelu_deploy.lowerings import complement, depthwise, fold, function, mirror, primitive
+from crelu_deploy.lowerings import (
+    complement,
+    depthwise,
+    fold,
+    function,
+    mirror,
+    plugin,
+    primitive,
+)
 from crelu_deploy.lowerings.concats import JoinConcats
 from crelu_deploy.lowerings.editing import Editor
 from crelu_deploy.lowerings.sitenode import SiteNode, site_nodes
@@ -32,6 +40,13 @@ LOWERINGS: Mapping[str, Lowering] = {
 
 Folding comes first because it judges producers by the graph as it was; primitive comes last
 because it takes what the others refuse.
+"""
+
+NATIVE: Mapping[str, Lowering] = {"plugin": plugin.lower}
+"""Name -> lowering that only a runtime with this project's compiled library reads.
+
+They are applied first, so that no function of their nodes' name is added afterwards. No rule and no
+search chooses one: they are asked for.
 """
 
 
@@ -65,7 +80,7 @@ def lower(model: ir.Model, choice: Mapping[str, str] | str) -> Lowered:
     sites = site_nodes(result)
     applied = _choose(choice, sites)
     editor, reasons = Editor(result), dict[str, str]()
-    for name, lowering in LOWERINGS.items():
+    for name, lowering in {**NATIVE, **LOWERINGS}.items():
         reasons |= lowering(
             editor, {s: sites[s] for s, chosen in applied.items() if chosen == name}
         )
@@ -83,7 +98,7 @@ def lower(model: ir.Model, choice: Mapping[str, str] | str) -> Lowered:
 def _choose(choice: Mapping[str, str] | str, sites: Mapping[str, SiteNode]) -> dict[str, str]:
     chosen = dict.fromkeys(sites, choice) if isinstance(choice, str) else dict(choice)
     names = {choice} if isinstance(choice, str) else set(chosen.values())
-    _require(names, LOWERINGS, "lowering")
+    _require(names, (*LOWERINGS, *NATIVE), "lowering")
     _require(chosen, sites, "site")
     return {name: chosen.get(name, "function") for name in sites}
 

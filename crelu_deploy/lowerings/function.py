@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from crelu_deploy.lowerings.editing import Editor
+from crelu_deploy.lowerings.plugin import KERNEL, has_plugins
 from crelu_deploy.lowerings.sitenode import SiteNode
 from crelu_deploy.op import DOMAIN, VERSION, function
 
@@ -13,11 +14,15 @@ def lower(editor: Editor, sites: Mapping[str, SiteNode]) -> dict[str, str]:
     """Give the model the body of every node type among the sites.
 
     Returns:
-        For each site that has no body in the model's opset, the reason.
+        For each site that has no body in the model's opset, or must not have one, the reason.
     """
     model, refused = editor.model, {}
+    native = has_plugins(model)
     for name, site in sites.items():
         key = (DOMAIN, site.node.op_type, "")
+        if native and site.node.op_type == KERNEL:
+            refused[name] = "other sites are a plugin's nodes, which must find no function"
+            continue
         if key in model.functions:
             continue
         try:

@@ -1,0 +1,79 @@
+"""What verbs do with results beyond printing them: the report, and a closer look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from crelu_deploy.accuracy import Tolerance
+from crelu_deploy.bundle import Bundle
+from crelu_deploy.cli import options
+from crelu_deploy.cli.output import Output
+from crelu_deploy.errors import BackendUnavailable, BuildError
+from crelu_deploy.results import Benchmark, Verification
+from crelu_deploy.tables import printable
+from crelu_deploy.targets import BACKENDS, Options
+
+REPRODUCE = click.option(
+    "--reproduce",
+    type=options.FILE,
+    default="reproduce",
+    show_default=True,
+    help="The folder for what shows a located difference without this program.",
+)
+
+
+def look_into(
+    bundle: Bundle,
+    found: Sequence[Verification],
+    settings: Options,
+    tolerance: Tolerance | None,
+    folder: Path,
+    output: Output,
+) -> tuple[list[dict[str, Any]], list[object]]:
+    """Locate the differences of the targets that ran, as JSON and as text.
+
+    What shows each of them is written to ``folder``, where Polygraphy is installed.
+    """
+    from crelu_deploy import locating, render_located, reproducing
+
+    data, parts = list[dict[str, Any]](), list[object]()
+    for v in found:
+        if v.comparison is None or not BACKENDS[v.target.backend].lowered:
+            continue
+        output.progress(f"look into {v.target}")
+        located = locating.locate(bundle, v.target, settings, tolerance=tolerance)
+        said = ""
+        if located.first is not None:
+            place = folder / str(v.target).replace(":", "-")
+            try:
+                said = reproducing.reproduce(
+                    bundle, v.target, located.first, place, tolerance=tolerance
+                )
+            except BackendUnavailable as error:
+                said = str(error)
+        data.append(render_located.located_json(located, said))
+        parts += render_located.located_parts(located, said, passed=v.passed)
+    return data, parts
+
+
+def write_results(
+    bundle: Bundle | Path,
+    found: Benchmark,
+    threads: int | None,
+    tolerance: Tolerance | None,
+    output: Output,
+) -> str:
+    """Write the bundle's report and say where it is, or why there is none."""
+    from crelu_deploy.report import write_report
+
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    output.progress("report")
+    try:
+        files = write_report(opened, found, threads=threads, tolerance=tolerance)
+    except BuildError as error:  # what was measured counts all the same
+        return f"report   not written: {printable(str(error))}"
+    return f"report   {printable(str(files[-1]))}"

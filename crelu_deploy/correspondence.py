@@ -1,0 +1,131 @@
+"""Which values of a lowered model mean the same as in the unlowered one, and whose work they are.
+
+Lowering keeps the names of values, but not every value: folding doubles the channels between a
+producer and its site, and ``complement`` has another tensor up to the consumers that it rewrites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from crelu_deploy.lowerings import fold
+from crelu_deploy.lowerings.complement import THROUGH
+from crelu_deploy.lowerings.sitenode import SiteNode, site_nodes
+from crelu_deploy.lowerings.values import is_onnx
+
+IN, BEHIND, BEFORE, WITHOUT = "in", "behind", "before", "without"
+"""Where a value is: in a site's lowered form, behind a site, before the first; or there is none."""
+
+
+def observable(model: ir.Model) -> dict[str, ir.Value]:
+    """Return the tensors that nodes of the main graph compute, by name, in topological order."""
+    return {
+        str(value.name): value
+        for node in model.graph
+        for value in node.outputs
+        if value.name and isinstance(value.type, ir.TensorType | None)
+    }
+
+
+@dataclass
+class Correspondence:
+    """An unlowered model and a lowered one.
+
+    Attributes:
+        original: The unlowered one.
+        lowered: The lowered one.
+        lowerings: Site -> the lowering it has.
+        names: The values that both have with the same meaning, in topological order; those in
+            ``folded`` only where their shapes are equal.
+        folded: The values between a producer and the site that is folded into it -> the site.
+    """
+
+    original: ir.Model
+    lowered: ir.Model
+    lowerings: Mapping[str, str]
+    names: list[str] = field(init=False)
+    folded: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._sites = site_nodes(self.original)
+        self._values = observable(self.original)
+        self._of_node = {site.node: name for name, site in self._sites.items()}
+        plans = fold.plans(self._sites)
+        kept = {
+            name: plan
+            for name, plan in plans.items()
+            if isinstance(plan, fold.Plan) and self.lowerings.get(name) == "fold"
+        }
+        self.folded = {
+            str(link.value.name): name for name, plan in kept.items() for link in plan.chain.links
+        }
+        other = {str(p.site.y.name) for p in kept.values() if p.interleaving is not None}
+        for name, site in self._sites.items():
+            if self.lowerings.get(name) == "complement":
+                other |= _complemented(site)
+        there = observable(self.lowered)
+        self.names = [name for name in self._values if name in there and name not in other]
+
+    def checkpoints(self, site: str, compared: Collection[str]) -> Iterator[str]:
+        """Yield the site's output or, where that was not compared, the nearest values behind it."""
+        waiting, seen = [self._sites[site].y], set[ir.Value]()
+        for value in waiting:
+            if value.name in compared:
+                yield str(value.name)
+                continue
+            for node in value.consumers():
+                new = [v for v in node.outputs if v not in seen]
+                seen.update(new)
+                waiting += new
+
+    def blame(self, name: str, compared: Collection[str]) -> tuple[str, tuple[str, ...]]:
+        """Return where the first differing value is, and the sites that this speaks of."""
+        value = self._values[name]
+        for where, sites in (
+            (IN, self._inside(value, compared)),
+            (BEHIND, self._nearest(value, upwards=True)),
+            (BEFORE, self._nearest(value, upwards=False)),
+        ):
+            if found := tuple(dict.fromkeys(sites)):
+                return where, found
+        return WITHOUT, ()
+
+    def _inside(self, value: ir.Value, compared: Collection[str]) -> Iterator[str]:
+        """Yield the sites whose lowered forms lie between the compared values and this one."""
+        waiting = [value]
+        for current in waiting:
+            node = current.producer()
+            if node is None:
+                continue
+            if node in self._of_node:
+                yield self._of_node[node]
+            elif current.name in self.folded:
+                yield self.folded[str(current.name)]
+            waiting += [v for v in node.inputs if v and v.name not in compared and v not in waiting]
+
+    def _nearest(self, value: ir.Value, *, upwards: bool) -> Iterator[str]:
+        """Yield the first sites on every way up or down from a value."""
+        waiting = [value]
+        for current in waiting:
+            nodes = [current.producer()] if upwards else list(current.consumers())
+            for node in nodes:
+                if node in self._of_node:
+                    yield self._of_node[node]
+                elif node is not None:
+                    further = node.inputs if upwards else node.outputs
+                    waiting += [v for v in further if v and v not in waiting]
+
+
+def _complemented(site: SiteNode) -> set[str]:
+    """Return the values that hold concat(x, relu(x)) in place of the site's output."""
+    if any(is_onnx(node, "MaxPool") for node in site.y.consumers()):
+        return {str(site.y.name)}  # the pools behind it have what they had
+    waiting = [site.y]
+    for value in waiting:
+        for node in value.consumers():
+            if is_onnx(node, *THROUGH):
+                waiting += [v for v in node.outputs if v not in waiting]
+    return {str(value.name) for value in waiting}

@@ -1,0 +1,93 @@
+"""The manifest of a bundle, read and checked field by field: it may come from anyone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crelu_deploy.errors import UnsupportedModel
+from crelu_deploy.plan import Plan
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+"""Version of the manifest; a reader refuses a newer one."""
+
+LONGEST_PATH = 255
+"""Characters of the name of a bundle's file."""
+
+_DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return the content of a bundle's ``manifest.json``.
+
+    Raises:
+        UnsupportedModel: No bundle, a newer format, a field that is missing or of a wrong type, or
+            a file outside the bundle.
+    """
+    file = path / MANIFEST
+    if not file.is_file():
+        raise UnsupportedModel(f"{path}: not a bundle, it has no {MANIFEST}; run: crelu export")
+    try:
+        manifest = dict(json.loads(file.read_text(encoding="utf-8")))
+        version = manifest["format"]
+        known = version <= FORMAT
+        if known:
+            _check(manifest)
+    except _DAMAGE as error:
+        raise UnsupportedModel(f"{file}: damaged ({_short(error)}); export again") from error
+    if not known:
+        raise UnsupportedModel(f"{file}: format {version} is not {FORMAT}; update crelu-deploy")
+    for name in manifest["files"]:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UnsupportedModel(f"{file}: {name!r} lies outside the bundle")
+    return manifest
+
+
+def _short(error: Exception) -> str:
+    text = repr(error)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _check(manifest: dict[str, Any]) -> None:
+    """Look at every field that is read later.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: One is not what it should be.
+    """
+    _require("files", _texts(manifest["files"]) and manifest["files"])
+    _require("files", max(map(len, manifest["files"])) <= LONGEST_PATH)
+    _require("announced", manifest.get("announced", {}).keys() <= manifest["files"].keys())
+    _require("inputs", manifest["inputs"] and all(map(_is_input, manifest["inputs"])))
+    outputs = manifest["outputs"]
+    _require("outputs", outputs and all(isinstance(name, str) for name in outputs))
+    _require("sites", all(isinstance(site["name"], str) for site in manifest["sites"]))
+    _require("targets", all(isinstance(e, dict) for e in manifest["targets"].values()))
+    for plan in manifest.get("plans", {}).values():
+        Plan.parse(plan)
+    if (source := manifest.get("source")) is not None:
+        _require("source", _is_source(source))
+
+
+def _require(field: str, holds: object) -> None:
+    if not holds:
+        raise ValueError(f"its {field} are missing or of a wrong type")
+
+
+def _texts(mapping: dict[str, Any]) -> bool:
+    return all(isinstance(text, str) for text in mapping.values())
+
+
+def _is_input(entry: dict[str, Any]) -> bool:
+    dims = isinstance(entry["shape"], list) and all(
+        isinstance(d, int | str) and not isinstance(d, bool) for d in entry["shape"]
+    )
+    return dims and isinstance(entry["name"], str) and np.dtype(entry["dtype"]).kind in "biuf"
+
+
+def _is_source(entry: dict[str, Any]) -> bool:
+    texts = isinstance(entry["path"], str) and isinstance(entry["sha256"], str)
+    return texts and isinstance(entry["arch"], str | None) and isinstance(entry["ema"], bool)
