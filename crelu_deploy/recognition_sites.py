@@ -113,16 +113,20 @@ def survey(model: ir.Model, nodes: list[ir.Node]) -> Found:
     inputs = model.graph.inputs if model.ir_version >= 4 else ()
     regions = Regions(Constants(frozenset(value for value in inputs if value.is_initializer())))
     opset = model.opset_imports.get("", 0)
-    first = _Survey(regions, layouts(nodes, {}), opset)
+    first = _Survey(regions, layouts(nodes, {}), opset, inferred=False)
     found = first.run(nodes)
     if not first.undecided:
         return found
-    return _Survey(regions, layouts(nodes, inferred_shapes(model)), opset).run(nodes)
+    known = layouts(nodes, inferred_shapes(model))
+    return _Survey(regions, known, opset, inferred=True).run(nodes)
 
 
 class _Survey:
-    def __init__(self, regions: Regions, known: dict[ir.Value, Layout], opset: int) -> None:
+    def __init__(
+        self, regions: Regions, known: dict[ir.Value, Layout], opset: int, *, inferred: bool
+    ) -> None:
         self._regions, self._layouts, self._opset = regions, known, opset
+        self._inferred = inferred
         self._sites: list[Site] = []
         self._near: list[NearMiss] = []
         self._opaque: list[OpaqueSite] = []
@@ -273,6 +277,8 @@ class _Survey:
             if axis != normalized(layout.axis, layout.rank):
                 raise Refused(f"concat on axis {axis}, but the channels are on axis {layout.axis}")
             return
+        if not self._inferred:
+            raise Undecided(f"concat on axis {axis}, and the axis of the channels is unknown")
         if axis == 0 and layout.rank != 1:
             raise Refused("concat on axis 0, which is the batch axis")
         last = -1 if layout.rank is None else layout.rank - 1

@@ -198,6 +198,12 @@ FOUND = {
         " y = Relu(b)",
         ["AffineCReLU"],
     ),
+    "the rank is not annotated, and the axis is counted from the back": (
+        "double[N,4,3] x",
+        "s = Shape(x) z = ConstantOfShape<value = double[1] {0}>(s) v = Sub(z, x) n = Neg(v)"
+        " c = Concat<axis=-2>(v, n) y = Relu(c)",
+        ["CReLU"],
+    ),
     "an attribute is a float32": (
         "double[N,4] x",
         "n = Neg(x) c = Concat<axis=1>(x, n) m = Mul(c, slope) y = Max(c, m)",
@@ -212,6 +218,24 @@ CONSTANTS = """
     double[2] three = {3,3}, double[2] cancel = {1.49999250005625, 1},
     double[2] mean = {0.5,0.5}, double[2] var = {1,1}, double[3,1] rows = {1,2,3},
     int64[4] to8 = {0,8,3,2}"""
+
+
+def test_rows_are_no_channels_once_another_site_is_rewritten() -> None:
+    """What refuses a lookalike at first must refuse it when there is nothing else left to do."""
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[2,3,6,5] x, float[3,3,1,1] w) => (float[2,3,6,10] rows, float[2,6,6,5] y) {
+          k = Shape(x) z = ConstantOfShape<value = float[1] {0}>(k)
+          v = Conv(x, w) s = Sub(z, v) n = Neg(s) r = Concat<axis=3>(s, n) rows = Relu(r)
+          q = Identity(v) m = Neg(q) one = Constant<value = int64[1] {1}>()
+          a = Unsqueeze(q, one) b = Unsqueeze(m, one) c = Concat<axis=1>(a, b)
+          to = Constant<value = int64[4] {2, 6, 6, 5}>() f = Reshape(c, to) y = Relu(f) }
+        """)
+    network = ir.from_proto(model)
+    found = recognize(network)
+    assert [node.op_type for node in network.graph if node.domain == DOMAIN] == ["CReLU"]
+    assert [miss.reason for miss in found.near_misses] == [
+        "concat on axis 3, but the channels are on axis 1"
+    ]
 
 
 def test_a_scale_is_not_placed_without_a_rank() -> None:
