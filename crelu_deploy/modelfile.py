@@ -55,7 +55,10 @@ def read_file(path: Path) -> ir.Model:
     except FileNotFoundError as error:
         raise UnsupportedModel(f"{path}: no such file") from error
     except _UNREADABLE as error:
-        raise UnsupportedModel(f"{path}: not a readable ONNX model: {_reason(error)}") from error
+        raise UnsupportedModel(
+            f"{path}: not a readable ONNX model: {_reason(error)}; "
+            "a PyTorch checkpoint becomes one by `crelu export`"
+        ) from error
     if not model.graph.outputs:
         raise UnsupportedModel(f"{path}: not an ONNX model, or one without outputs")
     for node in _nodes(model):

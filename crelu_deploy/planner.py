@@ -28,7 +28,8 @@ from crelu_deploy.latency import Effort, measure
 from crelu_deploy.locking import locked
 from crelu_deploy.lowerings import LOWERINGS, lower
 from crelu_deploy.pipeline import DEFAULT, AnyBundle, Progress, feeds_of, opened_bundle, silent
-from crelu_deploy.plan import MEASURED, RULE, Plan, by_rule
+from crelu_deploy.plan import MEASURED, RULE, Plan
+from crelu_deploy.rules import on_cpu
 from crelu_deploy.samples import Arrays
 from crelu_deploy.targets import FUNCTION, Options
 from crelu_deploy.writing import save_model
@@ -134,12 +135,10 @@ def by_measurement(
     mix = _improve(search, {**uniform, "rule": rule}[best], able, progress)
     progress("plan: confirm")
     simple = min(uniform, key=lambda name: ratios[name])
-    final = search.race(
-        {BASELINE: uniform[BASELINE], simple: uniform[simple], "mix": mix}, budget / 8
-    )
-    chosen = mix if final["mix"] <= final[simple] else uniform[simple]
-    if min(final.values()) > 1 - MARGIN:
-        chosen = uniform[BASELINE]
+    last = {BASELINE: uniform[BASELINE], simple: uniform[simple], "rule": rule, "mix": mix}
+    final = search.race(last, budget / 8)
+    fastest = min(final, key=lambda name: final[name])
+    chosen = last[fastest if final[fastest] <= 1 - MARGIN else BASELINE]
     return chosen, {**ratios, **final}
 
 
@@ -194,7 +193,7 @@ def make_plan(
     """
     opened = opened_bundle(bundle)
     model = opened.model
-    rule = by_rule(model)
+    rule = on_cpu(model)
     key: dict[str, Any] = {"model": opened.manifest["files"][MODEL]}
     made = Plan(BACKEND, RULE, rule, key)
     if budget and rule:

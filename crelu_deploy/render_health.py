@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from crelu_deploy.doctor import Health
 from crelu_deploy.machine import Machine
 from crelu_deploy.tables import Section, add, printable, section
+
+if TYPE_CHECKING:  # it loads the runtime, which may be missing
+    from crelu_deploy.calibration import Calibration
 
 
 def health_json(found: Sequence[Health], machine: Machine) -> dict[str, Any]:
@@ -53,4 +57,21 @@ def _machine(machine: Machine) -> Section:
     for name, place in machine.libraries.items():
         add(table, f"library for {name}", place)
     add(table, "system", f"{machine.system}, Python {machine.python}")
+    return table
+
+
+def calibration_json(found: Calibration, file: Path) -> dict[str, Any]:
+    """Return the rule fitted here, what was measured for it, and where it is kept."""
+    return {**asdict(found), "file": str(file)}
+
+
+def calibration_table(found: Calibration) -> Section:
+    """Return folded time over the time otherwise, by the products in one sum."""
+    table = section(
+        f"rule of auto, fitted here: fold up to {found.rule.whole} products, "
+        f"{found.rule.padded} where channels do not fill blocks of {found.rule.block}",
+        *("products>", "full blocks>", "others>"),
+    )
+    for whole, padded in zip(found.points["whole"], found.points["padded"], strict=True):
+        add(table, whole.terms, f"{whole.ratio:.2f} x", f"{padded.ratio:.2f} x")
     return table

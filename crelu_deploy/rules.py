@@ -8,13 +8,20 @@ adds up the errors of both its terms.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
 
 import onnx_ir as ir
 
+from crelu_deploy.environment import cpu_name, versions
+from crelu_deploy.errors import BuildError
 from crelu_deploy.lowerings import fold
 from crelu_deploy.lowerings.sitenode import site_nodes
 from crelu_deploy.plan import CPU, Rule, by_rule
+from crelu_deploy.staging import write_text
 from crelu_deploy.targets import GPU
 
 TENSOR_CORES = Rule(block=1, whole=256, padded=256)
@@ -48,14 +55,54 @@ def on_gpu(model: ir.Model) -> dict[str, str]:
     return folds(model) if single else folds_that_pay(model, TENSOR_CORES)
 
 
+def keep(rule: Rule) -> Path:
+    """Write a rule that was calibrated here to the user's cache, for ``rule_here``.
+
+    Raises:
+        BuildError: It cannot be written.
+    """
+    file = _file()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BuildError(f"{file.parent}: cannot be made: {error.strerror}") from error
+    write_text(file, json.dumps({"key": _key(), "rule": asdict(rule)}, indent=2) + "\n")
+    return file
+
+
+def rule_here() -> Rule:
+    """Return the rule calibrated with this processor and runtime, else the common one."""
+    try:
+        data = json.loads(_file().read_text(encoding="utf-8"))
+        if data["key"] == _key():
+            return Rule(**{str(name): int(value) for name, value in data["rule"].items()})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return CPU  # none, or a damaged one: the common rule holds everywhere
+    return CPU
+
+
+def _file() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "crelu-deploy" / "rule.json"
+
+
+def _key() -> dict[str, str]:
+    return {"onnxruntime": versions().get("onnxruntime", ""), "device": cpu_name()}
+
+
+def on_cpu(model: ir.Model) -> dict[str, str]:
+    """Return site -> lowering by the lengths of sums, with the limits that hold here."""
+    return by_rule(model, rule_here())
+
+
 RULES: Mapping[str, Callable[[ir.Model], dict[str, str]]] = {
     "ort-cpu-int8": folds_that_pay,
     "openvino-int8": folds,
     **{backend.name: on_gpu for backend in GPU},
 }
-"""Backend -> rule; the others have ``by_rule``, whose figures are those of float32 on a CPU."""
+"""Backend -> rule; the others have ``on_cpu``, whose limits are those of float32."""
 
 
 def choice(model: ir.Model, backend: str) -> dict[str, str]:
     """Return site -> lowering by the backend's rule, without measuring."""
-    return RULES.get(backend, by_rule)(model)
+    return RULES.get(backend, on_cpu)(model)

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from crelu_deploy.accuracy import REDUCED, Comparison, Limits, Tolerance, compare
-from crelu_deploy.agreement import ENOUGH, Agreement, classifying_output, top_1
+from crelu_deploy.agreement import (
+    ENOUGH,
+    Agreement,
+    classifying_output,
+    decisions,
+    detections,
+    top_1,
+)
 from crelu_deploy.results import Verification
 from crelu_deploy.targets import BFLOAT16, INT8, Target
 
@@ -68,6 +75,57 @@ def test_nothing_to_compare(shape):
     expected = np.zeros((0, 10) if shape[0] == 0 else (2, 10), np.float32)
     assert top_1([({"y": np.zeros(shape, np.float32)}, {"y": expected})]) is None
     assert top_1([]) is None
+
+
+FACE, NOTHING, OTHER = (-3, 3, 0), (3, -3, 0), (-3, 0, 3)
+HERE = (0.5, -0.5, 1, 2)
+# scores and offsets of two anchors: actual, expected -> equal detections of all
+DETECTIONS = {
+    "same": ([FACE, NOTHING], [HERE, HERE], [FACE, NOTHING], [HERE, HERE], (1, 1)),
+    "both": ([FACE, OTHER], [HERE, HERE], [FACE, OTHER], [HERE, HERE], (2, 2)),
+    "missed": ([NOTHING, FACE], [HERE, HERE], [FACE, FACE], [HERE, HERE], (1, 2)),
+    "invented": ([FACE, FACE], [HERE, HERE], [FACE, NOTHING], [HERE, HERE], (1, 2)),
+    "another-class": ([OTHER, NOTHING], [HERE, HERE], [FACE, NOTHING], [HERE, HERE], (0, 1)),
+    "unsure": ([FACE, (0, 0.4, 0)], [HERE] * 2, [FACE, NOTHING], [HERE] * 2, (1, 1)),
+    # a box of size e^0.2 by e^0.4 moved by 0.01: 0.984 of the union is shared
+    "moved-a-little": ([FACE] * 2, [HERE, (0.6, -0.5, 1, 2)], [FACE] * 2, [HERE] * 2, (2, 2)),
+    # moved by 0.1: 0.849 of the union
+    "moved-too-far": ([FACE] * 2, [HERE, (1.5, -0.5, 1, 2)], [FACE] * 2, [HERE] * 2, (1, 2)),
+    # wider by e^0.1: 0.905; by e^0.12: 0.887
+    "grown-a-little": ([FACE] * 2, [HERE, (0.5, -0.5, 1.5, 2)], [FACE] * 2, [HERE] * 2, (2, 2)),
+    "grown-too-far": ([FACE] * 2, [HERE, (0.5, -0.5, 1.6, 2)], [FACE] * 2, [HERE] * 2, (1, 2)),
+    "apart": ([FACE] * 2, [HERE, (99, 0, 1, 2)], [FACE] * 2, [HERE] * 2, (1, 2)),
+    "nan-box": ([FACE] * 2, [HERE, (NAN, 0, 1, 2)], [FACE] * 2, [HERE] * 2, (1, 2)),
+}
+
+
+def detected(scores, boxes):
+    found = {"conf": scores, "loc": boxes}
+    return {name: np.array([rows], np.float32) for name, rows in found.items()}
+
+
+@pytest.mark.parametrize("name", DETECTIONS)
+def test_detections(name):
+    *outputs, (equal, rows) = DETECTIONS[name]
+    pair = detected(*outputs[:2]), detected(*outputs[2:])
+    assert detections([pair]) == decisions([pair]) == Agreement("conf", equal, rows)
+    assert detections([pair, pair]) == Agreement("conf", 2 * equal, 2 * rows)
+
+
+# outputs in which no decisions are known
+UNKNOWN = {
+    "nothing-found": {"loc": (1, 2, 4), "conf": (1, 2, 3)},
+    "other-names": {"boxes": (1, 2, 4), "scores": (1, 2, 3)},
+    "other-anchors": {"loc": (1, 3, 4), "conf": (1, 2, 3)},
+    "corners-and-more": {"loc": (1, 2, 5), "conf": (1, 2, 3)},
+    "one-more-output": {"loc": (1, 2, 4), "conf": (1, 2, 3), "mask": (1, 2)},
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_no_detections(name):
+    outputs = {key: np.zeros(shape, np.float32) for key, shape in UNKNOWN[name].items()}
+    assert decisions([(outputs, outputs)]) is None
 
 
 CLOSE, FAR = Comparison(0.5, 0.1, "y[0]"), Comparison(1.5, 0.1, "y[0]")

@@ -189,9 +189,9 @@ def test_a_site_that_is_not_named_keeps_its_node() -> None:
 
 
 WRONG = {
-    "lowering": ("folded", "no lowering is called 'folded'\n  the lowerings here are: fold, "),
+    "lowering": ("folded", "no lowering is called 'folded'; the lowerings here are fold, "),
     "lowering-of-a-site": ({"site": "none"}, "no lowering is called 'none'"),
-    "site": ({"conv3": "fold"}, "no site is called 'conv3'\n  the sites here are: first, site"),
+    "site": ({"conv3": "fold"}, "no site is called 'conv3'; the sites here are first, site"),
 }
 
 

@@ -74,7 +74,7 @@ def test_the_search_finds_the_stem_that_must_fold():
     feeds = {"x": np.ones((1, 1, 160, 160), np.float32)}
     slow = {"site": "primitive"}
     choice, ratios = planner.by_measurement(
-        network, [feeds], slow, ONE, budget=4, progress=lambda _: None
+        network, [feeds], slow, ONE, budget=8, progress=lambda _: None
     )
     assert choice == {"site": "fold"}
     assert ratios["mix"] < 1

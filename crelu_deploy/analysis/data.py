@@ -56,8 +56,8 @@ def _picture(source: str, shape: tuple[int, ...]) -> Tensor:
         from crelu_deploy.analysis import pictures
     except ModuleNotFoundError as error:
         raise BackendUnavailable(
-            f"{source}: reading pictures needs {error.name}\n"
-            "  fix: pip install 'crelu-deploy[analysis]'"
+            f"{source}: reading pictures needs {error.name}, which is not installed; "
+            "run: pip install 'crelu-deploy[analysis]'"
         ) from error
     if source.startswith(PHOTO):
         return pictures.read(pictures.photo(source.removeprefix(PHOTO)), shape)

@@ -73,8 +73,8 @@ def find_layers(net: nn.Module, shape: tuple[int, ...]) -> tuple[Layer, ...]:
     )
     if not layers:
         raise UnsupportedModel(
-            f"{type(net).__name__} has no convolution or linear layer among its modules\n"
-            "  the analyses need a network of modules, not an exported program"
+            f"{type(net).__name__} has no convolution or linear layer among its modules; "
+            "the analyses need a network of modules, not an exported program"
         )
     return layers
 

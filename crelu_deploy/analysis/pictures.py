@@ -49,6 +49,6 @@ def photo(name: str) -> Path:
         if path.is_file():
             return path
     raise BackendUnavailable(
-        f"scikit-learn's photo {name!r} is not here; it ships china and flower\n"
-        "  fix: pip install --no-deps scikit-learn, or give a picture of your own"
+        f"scikit-learn's photo {name!r} is not here; it ships china and flower; give a picture "
+        "of your own, or run: pip install --no-deps scikit-learn"
     )
