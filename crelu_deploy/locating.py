@@ -27,7 +27,7 @@ from crelu_deploy.accuracy import (
     scores,
     worst_of,
 )
-from crelu_deploy.bundle import Bundle
+from crelu_deploy.bundle import MODEL, Bundle
 from crelu_deploy.correspondence import Correspondence, observable
 from crelu_deploy.errors import UnsupportedModel
 from crelu_deploy.lowerings.sitenode import site_nodes
@@ -160,8 +160,11 @@ def _reference(bundle: Bundle) -> ir.Model:
     """Return the unlowered network; its canonical nodes have the bodies that they should have."""
     model = bundle.model
     for domain, op_type, overload in list(model.functions):
-        if domain == op.DOMAIN:
-            body = op.function(op_type, model.graph.opset_imports.get("", 1))
+        if domain == op.DOMAIN and op_type in op.NODE_TYPES:
+            try:
+                body = op.function(op_type, model.graph.opset_imports.get("", 1))
+            except ValueError as error:
+                raise UnsupportedModel(f"{bundle.path / MODEL}: {error}") from error
             model.functions[domain, op_type, overload] = body
     return model
 

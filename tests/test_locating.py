@@ -369,3 +369,16 @@ def test_the_command_line(tmp_path: Path, monkeypatch, capsys) -> None:
     assert "first    no value is beyond tolerance" in out
     if shutil.which("polygraphy"):
         assert (tmp_path / "reproduce" / "ort-cpu-fold" / "expected.json").is_file()
+
+
+def test_a_function_of_another_name_is_left_alone(tmp_path):
+    """The domain is anyone's to write in; what has no reference is not replaced by one."""
+    network = model(TWO, "")
+    body = ir.node("Relu", [ir.val("x")])
+    graph = ir.Graph(body.inputs, body.outputs, nodes=[body], opset_imports={"": 17})
+    unknown = ir.Function("crelu_deploy", "unknown", "", graph=graph, attributes=[])
+    network.functions[unknown.identifier()] = unknown
+    bundle, target = bundle_of(tmp_path / "bundle", network), Target("ort-cpu", "mirror")
+    (built,) = build(bundle, [target], ONE)
+    assert built.error == ""
+    assert all(e.comparison.passed for e in locate(bundle, target, ONE).sites)
