@@ -8,13 +8,15 @@ INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.
 N      ?= 2000
 SEED   ?= 1
 
-.PHONY: help demo test lint plugins fuzz fuzz-files clean
+.PHONY: help demo test lint docs test-serve plugins fuzz fuzz-files clean
 
 help:
 	@echo "make demo             export, verify and time a trained model on real images"
 	@echo "make test             lint, type-check and run all tests"
+	@echo "make test-serve       install a Triton server and Ray, and test with them"
 	@echo "make plugins          build the native plugins into crelu_deploy/lib"
 	@echo "make lint             lint and type-check only"
+	@echo "make docs             build the documentation into site/"
 	@echo "make fuzz N=10000     random networks: recognised, lowered, and run"
 	@echo "make fuzz-files N=2000  damaged files: each ends in success or in one line"
 
@@ -27,7 +29,7 @@ $(READY): pyproject.toml constraints.txt
 
 # TensorRT-RTX and Triton are for x86-64 Linux only; without them their tests say that they skip.
 $(TESTED): $(READY)
-	$(INSTALL) -e '.[torch,ort,openvino,analysis,locate,dev]'
+	$(INSTALL) -e '.[torch,ort,openvino,analysis,locate,docs,dev]'
 	$(INSTALL) -e '.[tensorrt-rtx,fused]' \
 	  || echo "no TensorRT-RTX or no Triton: their tests are skipped" >&2
 	@touch $@
@@ -43,11 +45,23 @@ lint: $(TESTED)
 test: lint
 	$(BIN)/pytest -n 2 --dist loadfile
 
+docs: $(READY)
+	$(INSTALL) -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
 fuzz: $(TESTED)
 	FUZZ_EXAMPLES=$(N) $(BIN)/pytest tests/test_fuzz.py --hypothesis-seed=$(SEED) --timeout 0
 
 fuzz-files: $(TESTED)
 	$(BIN)/python scripts/fuzz_files.py $(N) --seed $(SEED)
+
+# A Triton server in an environment of its own, and a cluster of two Ray nodes on this machine.
+test-serve: $(TESTED)
+	$(INSTALL) -e '.[serve,ray]' kubernetes kubernetes-validate pyyaml six
+	$(INSTALL) --no-deps kserve
+	$(BIN)/python -c "from crelu_deploy.serving.environment import default_folder, provide; provide(default_folder(), print)"
+	$(BIN)/pytest tests/test_triton_repository.py tests/test_triton_server.py tests/test_scoring.py \
+	  tests/test_scoring_shards.py tests/test_scoring_cluster.py tests/test_kubernetes.py
 
 # --no-deps: these packages would bring a CUDA build of PyTorch or the whole of TensorRT.
 plugins: $(TESTED)
@@ -58,4 +72,4 @@ plugins: $(TESTED)
 	cd plugins && cmake --preset default && cmake --build --preset default
 
 clean:
-	rm -rf $(VENV) crelu_deploy/lib build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) crelu_deploy/lib build dist out site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

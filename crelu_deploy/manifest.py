@@ -64,8 +64,11 @@ def _check(manifest: dict[str, Any]) -> None:
     _require("inputs", manifest["inputs"] and all(map(_is_input, manifest["inputs"])))
     outputs = manifest["outputs"]
     _require("outputs", outputs and all(isinstance(name, str) for name in outputs))
-    _require("sites", all(isinstance(site["name"], str) for site in manifest["sites"]))
-    _require("targets", all(isinstance(e, dict) for e in manifest["targets"].values()))
+    _require("sites", all(map(_is_site, manifest["sites"])))
+    misses = manifest.get("near_misses", [])
+    _require("near misses", all(_texts(miss) and {"name", "reason"} <= {*miss} for miss in misses))
+    _require("notes", all(isinstance(note, str) for note in manifest.get("notes", [])))
+    _require("targets", all(map(_is_target, manifest["targets"].values())))
     for plan in manifest.get("plans", {}).values():
         Plan.parse(plan)
     if (source := manifest.get("source")) is not None:
@@ -79,6 +82,18 @@ def _require(field: str, holds: object) -> None:
 
 def _texts(mapping: dict[str, Any]) -> bool:
     return all(isinstance(text, str) for text in mapping.values())
+
+
+def _is_site(entry: dict[str, Any]) -> bool:
+    flags = isinstance(entry["affine"], bool) and isinstance(entry["foldable"], bool)
+    texts = {key: entry[key] for key in ("name", "spelling", "activation", "producer", "reason")}
+    return flags and type(entry["axis"]) is int and _texts(texts)
+
+
+def _is_target(entry: dict[str, Any]) -> bool:
+    counts = entry.get("layers", {}).values()
+    told = all(_texts(entry.get(key, {})) for key in ("lowerings", "reasons"))
+    return told and all(type(count) is int for count in counts)
 
 
 def _is_input(entry: dict[str, Any]) -> bool:

@@ -382,6 +382,16 @@ PLANS: dict[str, tuple[str, str]] = {
 }
 
 # name -> fields of a manifest, and what the refusal says
+SITE = {
+    "name": "a",
+    "spelling": "node",
+    "activation": "relu",
+    "producer": "",
+    "reason": "",
+    "axis": 1,
+    "affine": False,
+    "foldable": True,
+}
 MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
     "files-number": ({"files": {"model.onnx": 5}}, "damaged"),
     "files-nul": ({"files": {"a\0b": "0"}}, "missing from the bundle"),
@@ -396,6 +406,14 @@ MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
     "outputs-numbers": ({"outputs": [1, 2]}, "damaged"),
     "sites-text": ({"sites": "abc"}, "damaged"),
     "sites-number": ({"sites": [1]}, "damaged"),
+    "sites-name-alone": ({"sites": [{"name": "a"}]}, "damaged"),
+    "sites-axis": ({"sites": [{**SITE, "axis": True}]}, "damaged"),
+    "sites-reason": ({"sites": [{**SITE, "reason": None}]}, "damaged"),
+    "near-misses-text": ({"near_misses": "\ud800"}, "damaged"),
+    "near-misses-number": ({"near_misses": [{"name": "a", "reason": 5}]}, "damaged"),
+    "notes-number": ({"notes": [1]}, "damaged"),
+    "targets-lowerings": ({"targets": {"ort-cpu:auto": {"lowerings": {"a": 5}}}}, "damaged"),
+    "targets-reasons": ({"targets": {"ort-cpu:auto": {"reasons": "abc"}}}, "damaged"),
     "targets-unknown": ({"targets": {ESCAPES: {}}}, "unknown target 'a"),
     "announced-list": ({"announced": ["model.onnx"]}, "damaged"),
     "announced-foreign": ({"announced": {"../x": "0"}}, "damaged"),

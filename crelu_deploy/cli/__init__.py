@@ -39,9 +39,12 @@ def _run(arguments: list[str]) -> int:
     import click
 
     from crelu_deploy.cli import (  # noqa: F401 - they register their verbs
+        completion,
         paper,
         planning,
         reporting,
+        scoring,
+        serving,
     )
     from crelu_deploy.cli.commands import cli
     from crelu_deploy.errors import DeployError
@@ -50,6 +53,9 @@ def _run(arguments: list[str]) -> int:
     logging.basicConfig(handlers=[logging.NullHandler()])
     try:
         return cli.main(arguments, prog_name="crelu", standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return USAGE
     except click.UsageError as error:
         help_ = f"{error.ctx.command_path} --help" if error.ctx else "crelu --help"
         return _failed(USAGE, f"{error.format_message()} (see {help_})")

@@ -123,7 +123,8 @@ def _plots() -> ModuleType:
         from crelu_deploy.analysis import plots
     except ModuleNotFoundError as error:
         raise BackendUnavailable(
-            f"plots need {error.name}\n  fix: pip install 'crelu-deploy[analysis]'"
+            f"plots need {error.name}, which is not installed; "
+            "run: pip install 'crelu-deploy[analysis]'"
         ) from error
     return plots
 
