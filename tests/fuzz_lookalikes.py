@@ -117,6 +117,11 @@ def _computed_scale(b: Builder, x: Value, axis: int) -> object:
     return b.op("Relu", b.op("Mul", joint, b.op("Softmax", joint, axis=axis)))
 
 
+def _may_jump(b: Builder, x: Value, axis: int) -> bool:
+    """Whether rounding is too fine to move a value over a jump; float16 is rounded anew."""
+    return b.opset >= 9 and b.dtype is not np.float16
+
+
 def _window(b: Builder, x: Value, axis: int) -> object:
     joint = _mirror(b, x, axis)
     inside = b.op("And", b.op("Greater", joint, b.number(0.7)), b.op("Less", joint, b.number(0.75)))
@@ -160,7 +165,7 @@ LOOKALIKES: Mapping[str, tuple[Callable[[Builder, Value, int], bool], Lookalike]
     "slope per channel": (_since(9), _slope_per_channel),
     "shift per row": (_has_rows, _shift_per_row),
     "computed scale": (_since(7), _computed_scale),
-    "a window": (_since(9), _window),
+    "a window": (_may_jump, _window),
     "nothing pointwise behind": (_since(7), _nothing_behind),
     "not in the table": (_since(7), _not_in_the_table),
     "clipped negation": (_since(7), _clipped_negation),
