@@ -61,6 +61,7 @@ def deploy(
     batches: Sequence[int] = (1,),
     budget: float = BUDGET,
     effort: Effort = EFFORT,
+    end_to_end: bool = False,
     progress: Progress = silent,
     **settings: Unpack[ExportSettings],
 ) -> Deployment:
@@ -86,6 +87,7 @@ def deploy(
         options,
         batches=batches,
         effort=effort,
+        end_to_end=end_to_end,
         tolerance=settings.get("tolerance"),
         progress=progress,
     )

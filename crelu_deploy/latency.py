@@ -19,6 +19,7 @@ class Latency:
         p90: The 90th percentile.
         runs: The number of timed calls.
         times: Every timed call in order, so that what ran in the same rounds can be paired.
+        gpu: The 50th percentile of the GPU's own time; None where none was told.
     """
 
     median: float
@@ -26,6 +27,7 @@ class Latency:
     p90: float
     runs: int
     times: tuple[float, ...] = field(default=(), repr=False)
+    gpu: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def measure(
     """Time the calls round by round, in alternating order, so that drift hits all alike.
 
     Args:
-        calls: What to time, by name; a call returns when its result is complete.
+        calls: What to time, by name; a call returns when its result is complete. One that returns
+            a float tells the milliseconds that its GPU took.
         effort: How often, and for how long.
         progress: Told the finished share, 0 to 1.
     """
@@ -63,14 +66,17 @@ def measure(
         for _ in range(effort.warmup):
             call()
     times: dict[str, list[float]] = {name: [] for name in calls}
+    gpu: dict[str, list[float]] = {name: [] for name in calls}
     for share in _rounds(effort):
         order = list(calls) if len(times[next(iter(calls))]) % 2 == 0 else list(calls)[::-1]
         for name in order:
             start = time.perf_counter()
-            calls[name]()
+            told = calls[name]()
             times[name].append((time.perf_counter() - start) * 1e3)
+            if isinstance(told, float):
+                gpu[name].append(told)
         progress(share)
-    return {name: _summary(values) for name, values in times.items()}
+    return {name: _summary(values, gpu[name]) for name, values in times.items()}
 
 
 def _rounds(effort: Effort) -> Iterator[float]:
@@ -83,9 +89,10 @@ def _rounds(effort: Effort) -> Iterator[float]:
         yield max(done / effort.runs, min(spent, 1.0))
 
 
-def _summary(milliseconds: list[float]) -> Latency:
+def _summary(milliseconds: list[float], gpu: list[float]) -> Latency:
     p10, median, p90 = (float(v) for v in np.percentile(milliseconds, (10, 50, 90)))
-    return Latency(median, p10, p90, len(milliseconds), tuple(milliseconds))
+    device = float(np.median(gpu)) if gpu else None
+    return Latency(median, p10, p90, len(milliseconds), tuple(milliseconds), device)
 
 
 def differ(one: Latency, other: Latency) -> bool:

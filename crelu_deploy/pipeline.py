@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from crelu_deploy.accuracy import REDUCED, Limits, Tolerance, check
-from crelu_deploy.agreement import top_1
+from crelu_deploy.agreement import decisions
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.environment import environment
 from crelu_deploy.errors import BackendUnavailable, BuildError, DeployError, UnsupportedModel
-from crelu_deploy.latency import Effort, Latency, differ, measure
+from crelu_deploy.latency import Effort
 from crelu_deploy.locking import locked
 from crelu_deploy.lowerings import lower
 from crelu_deploy.plan import Plan
 from crelu_deploy.precision import in_precision
-from crelu_deploy.results import Benchmark, Build, Row, Verification
+from crelu_deploy.results import Benchmark, Build, Engine, Row, Verification
 from crelu_deploy.rules import choice
 from crelu_deploy.runner import Runner
-from crelu_deploy.samples import Array, Arrays
-from crelu_deploy.targets import AUTO, BACKENDS, BASELINE, FUNCTION, INT8, Options, Target
+from crelu_deploy.samples import Array
+from crelu_deploy.targets import (
+    AUTO,
+    BACKENDS,
+    BASELINE,
+    CARRIED,
+    FUNCTION,
+    INT8,
+    PLUGIN,
+    Options,
+    Target,
+)
+from crelu_deploy.targets import Progress as Progress
+from crelu_deploy.targets import silent as silent
+from crelu_deploy.timing import time_runners
 
-Progress = Callable[[str], None]
-Entry = dict[str, dict[str, str]]
+Entry = dict[str, Any]
 AnyBundle = str | Path | Bundle
 AnyTarget = str | Target
 
 DEFAULT = Options()
 EFFORT = Effort()
-
-
-def silent(_: str) -> None:
-    """Report no progress."""
 
 
 def build(
@@ -63,13 +71,13 @@ def _built(
     opened: Bundle, targets: Sequence[AnyTarget], options: Options, progress: Progress
 ) -> tuple[Build, ...]:
     results = []
+    told = replace(options, progress=progress)
     for target in parse_targets(targets):
         progress(f"build {target}")
         start = time.perf_counter()
         try:
-            entry = _build(opened, target, options)
-            seconds = time.perf_counter() - start
-            results.append(Build(target, seconds, entry["lowerings"], entry["reasons"]))
+            entry = _build(opened, target, told)
+            results.append(Build(target, time.perf_counter() - start, **entry))
         except DeployError as error:
             results.append(Build(target, time.perf_counter() - start, error=str(error)))
     return tuple(results)
@@ -84,8 +92,10 @@ def _build(bundle: Bundle, target: Target, options: Options) -> Entry:
     entry, files = _lower(bundle, target)
     if backend.precision == INT8:
         backend.quantizer().quantize(bundle, target)
-    added = runtime.build(bundle, target, options) or ()
-    bundle.record((*files, *added), targets={**bundle.manifest["targets"], str(target): entry})
+    engine: Engine | None = runtime.build(bundle, target, options)
+    if engine is not None:
+        files, entry = (*files, *engine.files), {**entry, "layers": dict(engine.layers)}
+    bundle.record(files, targets={**bundle.manifest["targets"], str(target): entry})
     return entry
 
 
@@ -102,7 +112,7 @@ def _lower(bundle: Bundle, target: Target) -> tuple[Entry, tuple[Path, ...]]:
 
 def _choice(bundle: Bundle, target: Target, model: ir.Model) -> Mapping[str, str] | str:
     if target.lowering != AUTO:
-        return target.lowering
+        return PLUGIN if target.lowering == CARRIED else target.lowering
     stored = bundle.manifest.get("plans", {}).get(target.backend)
     return Plan.parse(stored).choice if stored else choice(model, target.backend)
 
@@ -131,10 +141,16 @@ def load(bundle: AnyBundle, target: AnyTarget = "ort-cpu", *, threads: int | Non
         UnsupportedModel: The folder is no bundle, or a file in it was changed.
     """
     (parsed,) = parse_targets([target])
-    return _load(opened_bundle(bundle), parsed, Options(threads=threads))
+    return open_target(opened_bundle(bundle), parsed, Options(threads=threads))
 
 
-def _load(bundle: Bundle, target: Target, options: Options) -> Runner:
+def open_target(bundle: Bundle, target: Target, options: Options) -> Runner:
+    """Open a target on its runtime.
+
+    Raises:
+        BuildError: It was not built, or the runtime refuses it.
+        BackendUnavailable: The runtime or its device is not here.
+    """
     backend = BACKENDS[target.backend]
     if backend.lowered and str(target) not in bundle.manifest["targets"]:
         raise BuildError(
@@ -185,7 +201,7 @@ def _verify(
     progress(f"verify {target}")
     try:
         start = time.perf_counter()
-        runner = stack.enter_context(_load(bundle, target, options))
+        runner = stack.enter_context(open_target(bundle, target, options))
         opening = time.perf_counter() - start
         return _judge(bundle, target, runner, tolerance, opening), runner
     except DeployError as error:
@@ -203,7 +219,8 @@ def _judge(
     outputs = [runner(sample.inputs) for sample in samples]
     limits = REDUCED.get(BACKENDS[target.backend].precision, Limits())
     comparison = check(outputs, samples, tolerance or limits.tolerance)
-    agreement = top_1(zip(outputs, (sample.outputs for sample in samples), strict=True))
+    expected = [sample.outputs for sample in samples]
+    agreement = decisions(list(zip(outputs, expected, strict=True)))
     return Verification(target, comparison, "", agreement, limits.agreement, opening)
 
 
@@ -214,6 +231,7 @@ def bench(
     *,
     batches: Sequence[int] = (1,),
     effort: Effort = EFFORT,
+    end_to_end: bool = False,
     tolerance: Tolerance | None = None,
     progress: Progress = silent,
 ) -> Benchmark:
@@ -226,6 +244,7 @@ def bench(
         options: Threads and trust.
         batches: Extents of axis 0 to time; the first sample is repeated to fill them.
         effort: How long to measure each batch size.
+        end_to_end: Time the copies to and from a GPU too.
         tolerance: What counts as verified, instead of what element type and precision tell.
         progress: Told what is being done.
     """
@@ -240,38 +259,11 @@ def bench(
         runners = {v.target: runner for v, runner in checked if v.passed and runner is not None}
         for batch in batches:
             progress(f"bench batch {batch}")
-            rows += _bench(runners, feeds_of(opened, batch), batch, effort, refused)
+            feeds = feeds_of(opened, batch)
+            found = time_runners(runners, feeds, batch, effort, end_to_end=end_to_end)
+            rows, refused = rows + found[0], refused | found[1]
     verifications = tuple(verification for verification, _ in checked)
-    return Benchmark(environment(options.cores), tuple(rows), verifications, refused)
-
-
-def _bench(
-    runners: Mapping[Target, Runner],
-    feeds: Arrays,
-    batch: int,
-    effort: Effort,
-    refused: dict[str, str],
-) -> list[Row]:
-    """Return the rows of one batch size; a runner that refuses it is noted in ``refused``."""
-    able: dict[str, Target] = {}
-    for target, runner in runners.items():
-        try:
-            runner(feeds)
-            able[str(target)] = target
-        except ValueError as error:
-            refused[f"{target} batch {batch}"] = str(error)
-    if not able:
-        return []
-    calls = {name: partial(runners[target], feeds) for name, target in able.items()}
-    latencies = measure(calls, effort)
-    base = latencies.get(str(BASELINE))
-    return [_row(able[name], batch, found, base) for name, found in latencies.items()]
-
-
-def _row(target: Target, batch: int, found: Latency, base: Latency | None) -> Row:
-    if base is None:
-        return Row(target, batch, found, math.nan, significant=False)
-    return Row(target, batch, found, found.median / base.median, differ(found, base))
+    return Benchmark(environment(options.cores), tuple(rows), verifications, refused, end_to_end)
 
 
 def feeds_of(bundle: Bundle, batch: int) -> dict[str, Array]:

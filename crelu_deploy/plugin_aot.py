@@ -6,7 +6,8 @@ plugin, so that the same model finds the one or the other.
 
 TensorRT launches ``kernel(x, elements, row, y)``: addresses of the inputs, then the numbers that
 ``launch`` returns, in 32 bits, then addresses of the outputs. The entries are in
-``plugins/crelu_aot.cu``.
+``plugins/crelu_aot.cu``; ``make plugins`` compiles them to ``crelu.ptx`` for the oldest GPU, from
+which a driver makes machine code for its own. The target ``trt-fp16:plugin-aot`` builds so.
 
 No engine has been built with it yet: the signatures, formats and launch sizes are checked by
 TensorRT's own Python layer, the kernel is checked on the host.

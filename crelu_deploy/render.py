@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,9 @@ from crelu_deploy.accuracy import Comparison
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.optimizer import Inspection, Optimized
 from crelu_deploy.plan import MEASURED, Plan
-from crelu_deploy.results import Benchmark, Build, Verification
+from crelu_deploy.render_build import builds_json as builds_json
+from crelu_deploy.render_build import builds_table as builds_table
+from crelu_deploy.results import Benchmark, Build, Load, Verification
 from crelu_deploy.sites import Site
 from crelu_deploy.tables import Section, add, counted, printable, section
 from crelu_deploy.targets import BASELINE, Target
@@ -116,27 +117,6 @@ def _check_line(done: Optimized) -> str:
     )
 
 
-def builds_json(builds: Sequence[Build]) -> JSON:
-    """Return how each build ended."""
-    rows = [{**asdict(done), "target": str(done.target)} for done in builds]
-    return {"passed": not any(done.error for done in builds), "targets": rows}
-
-
-def builds_table(builds: Sequence[Build]) -> Section:
-    """Return a row per target: seconds, and how many sites got which lowering."""
-    table = section("build", "target!", "time>", "sites")
-    for done in builds:
-        seconds = f"{done.seconds:.1f} s"
-        add(table, done.target, seconds, f"FAILED: {done.error}" if done.error else _mix(done))
-    return table
-
-
-def _mix(done: Build) -> str:
-    """Return how many sites got which lowering: ``2 fold, 4 mirror``."""
-    counts = Counter(done.lowerings.values())
-    return ", ".join(f"{count} {lowering}" for lowering, count in counts.items())
-
-
 def plan_json(made: Plan, built: Build | None = None) -> JSON:
     """Return the plan, and why sites did not get the lowering that it names."""
     return {**asdict(made), "reasons": {} if built is None else dict(built.reasons)}
@@ -182,7 +162,7 @@ def verifications_json(found: Sequence[Verification]) -> JSON:
 def verifications_table(found: Sequence[Verification], samples: int) -> Section:
     """Return a row per target: score, largest error, equal decisions, worst element, verdict."""
     title = f"verify   {samples} samples against PyTorch; score 1.00 is the limit"
-    table = section(title, "target!", "score>", "max error>", "top-1>", "worst at", "!")
+    table = section(title, "target!", "score>", "max error>", "decisions>", "worst at", "!")
     for v in found:
         verdict = "ok" if v.passed else "not run" if v.skipped else "FAILED"
         if v.comparison is None:
@@ -203,6 +183,7 @@ def benchmark_json(found: Benchmark) -> JSON:
             "median_ms": row.latency.median,
             "p10_ms": row.latency.p10,
             "p90_ms": row.latency.p90,
+            **({} if row.latency.gpu is None else {"gpu_ms": row.latency.gpu}),
             "runs": row.latency.runs,
             "ratio": number(row.ratio),
             "significant": row.significant,
@@ -214,7 +195,27 @@ def benchmark_json(found: Benchmark) -> JSON:
         **{str(v.target): v.error or "verification failed" for v in _failed(found)},
         **found.refused,
     }
-    return {"environment": dict(found.environment), "rows": rows, "not_timed": dict(refused)}
+    return {
+        "environment": dict(found.environment),
+        "end_to_end": found.end_to_end,
+        "rows": rows,
+        "not_timed": dict(refused),
+    }
+
+
+def loads_json(found: Sequence[Load]) -> list[JSON]:
+    """Return rows per second and memory of each target and batch size."""
+    return [{**asdict(load), "target": str(load.target)} for load in found]
+
+
+def loads_table(found: Sequence[Load]) -> Section:
+    """Return a row per target and batch size."""
+    title = f"throughput with {counted(found[0].callers, 'caller') if found else 'no callers'}"
+    table = section(title, "target!", "batch>", "rows per second>", "peak memory>")
+    for load in found:
+        peak = "not told" if load.peak_mib is None else f"{load.peak_mib:.0f} MiB"
+        add(table, load.target, load.batch, f"{load.per_second:,.0f}", peak)
+    return table
 
 
 def _failed(found: Benchmark) -> list[Verification]:
@@ -225,20 +226,29 @@ def benchmark_table(found: Benchmark) -> Section:
     """Return a row per target and batch size, with the spread, and what was not timed."""
     threads, cpu = counted(found.environment["threads"], "thread"), found.environment["cpu"]
     title = f"bench    interleaved, {threads}, {cpu}; ratio to {BASELINE}, ~ within the spread"
-    table = section(title, "target!", "batch>", "median>", "p10 .. p90>", "runs>", "ratio>")
+    title += "; with the copies to and from a GPU" if found.end_to_end else ""
+    on_gpu = any(row.latency.gpu is not None for row in found.rows)
+    times = ("median>", *(("GPU>",) if on_gpu else ()), "p10 .. p90>")
+    table = section(title, "target!", "batch>", *times, "runs>", "ratio>")
     for row in found.rows:
         t = row.latency
         spread = f"{t.p10:.2f} .. {t.p90:.2f} ms"
+        gpu = ("-" if t.gpu is None else f"{t.gpu:.2f} ms",) if on_gpu else ()
         mark = "" if row.significant or row.target == BASELINE else "~ "
         ratio = f"{mark}{row.ratio:.2f} x"
-        add(table, row.target, row.batch, f"{t.median:.2f} ms", spread, t.runs, ratio)
-    for v in _failed(found):
-        reason = "not run here" if v.skipped else v.error or "verification failed"
-        reason = f"not timed: {reason}"
-        add(table, v.target, "", "", reason, "", "")
-    for name, reason in found.refused.items():
-        add(table, name, "", "", f"not timed: {reason}", "", "")
+        add(table, row.target, row.batch, f"{t.median:.2f} ms", *gpu, spread, t.runs, ratio)
+    for name, reason in _not_timed(found).items():
+        add(table, name, "", *([""] * on_gpu), "", f"not timed: {reason}", "", "")
     return table
+
+
+def _not_timed(found: Benchmark) -> dict[str, str]:
+    """Return target -> why it has no row."""
+    failed = {
+        str(v.target): "not run here" if v.skipped else v.error or "verification failed"
+        for v in _failed(found)
+    }
+    return {**failed, **found.refused}
 
 
 def export_json(bundle: Bundle) -> JSON:

@@ -128,11 +128,13 @@ def _differs(row: JSON) -> str:
 
 
 def _timings(rows: Sequence[JSON]) -> Table:
+    on_gpu = any("gpu_ms" in row for row in rows)
     cells = tuple(
         (
             code_cell(row["target"]),
             number_cell(row["batch"], "d"),
             number_cell(row["median_ms"], ".3f"),
+            *((number_cell(row.get("gpu_ms"), ".3f"),) if on_gpu else ()),
             number_cell(row["p10_ms"], ".3f"),
             number_cell(row["p90_ms"], ".3f"),
             number_cell(row["median_ms"] / row["batch"], ".3f"),
@@ -142,7 +144,8 @@ def _timings(rows: Sequence[JSON]) -> Table:
         )
         for row in rows
     )
-    times = ("median>", "p10>", "p90>", "per sample>", "runs>", "ratio>")
+    gpu = ("GPU>",) if on_gpu else ()
+    times = ("median>", *gpu, "p10>", "p90>", "per sample>", "runs>", "ratio>")
     columns = ("target", "batch>", *times, "differs")
     caption = f"Milliseconds, interleaved in one process; ratio to {BASELINE} at the same batch"
     return Table(caption, columns, cells)

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from crelu_deploy.accuracy import Comparison
 from crelu_deploy.agreement import Agreement
 from crelu_deploy.latency import Latency
 from crelu_deploy.targets import Target
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a runtime built beside the lowered file.
+
+    Attributes:
+        files: What it wrote.
+        layers: Kind of final layer, after all fusion -> how many there are.
+    """
+
+    files: tuple[Path, ...]
+    layers: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -21,6 +35,7 @@ class Build:
         seconds: How long it took.
         lowerings: Site -> the lowering it has.
         reasons: Site -> why it did not get the lowering that was asked for.
+        layers: Of an engine, kind of final layer -> how many there are: which form runs.
         error: Why there is no artifact; empty on success.
     """
 
@@ -28,6 +43,7 @@ class Build:
     seconds: float = 0.0
     lowerings: Mapping[str, str] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
+    layers: Mapping[str, int] = field(default_factory=dict)
     error: str = ""
 
 
@@ -80,6 +96,26 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Load:
+    """One target at one batch size, with all cores busy.
+
+    Attributes:
+        target: What ran.
+        batch: Extent of axis 0 of the inputs.
+        callers: Threads that called it at the same time.
+        per_second: Rows of axis 0 per second, all callers together.
+        peak_mib: The largest resident memory of a process that opens it and runs it once, beyond
+            what the process took before; None where the system does not tell.
+    """
+
+    target: Target
+    batch: int
+    callers: int
+    per_second: float
+    peak_mib: float | None
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """What was timed, where, and what was not and why.
 
@@ -88,9 +124,11 @@ class Benchmark:
         rows: One per target and batch size.
         verifications: Of every target, before it was timed.
         refused: Target and batch size -> why a verified target has no row.
+        end_to_end: Whether the copies to and from a GPU are in the latencies.
     """
 
     environment: Mapping[str, Any]
     rows: tuple[Row, ...]
     verifications: tuple[Verification, ...]
     refused: Mapping[str, str]
+    end_to_end: bool = False

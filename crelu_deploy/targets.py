@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from types import ModuleType
 
 from crelu_deploy.errors import BackendUnavailable
 from crelu_deploy.lowerings import LOWERINGS, NATIVE
 
+Progress = Callable[[str], None]
+"""Told in a few words what is being done."""
+
 AUTO = "auto"
 """In place of a lowering: the plan chooses one for every site."""
 
 FUNCTION = "function"
 """The lowering that a bundle's own model has."""
+
+PLUGIN, CARRIED = "plugin", "plugin-aot"
+"""Nodes for the compiled kernel, which is in a library, or in the engine that carries it as PTX.
+
+The graph is the same.
+"""
 
 FLOAT32, FLOAT16, BFLOAT16, INT8 = "float32", "float16", "bfloat16", "int8"
 """What a backend computes in: ``FLOAT32`` stands for the network's own type."""
@@ -36,6 +45,7 @@ class Backend:
         functions: Whether it reads functions inside a model, as the lowering ``function`` has them.
         typed: Whether it computes in the types of the graph, which then hold its precision.
         plugins: Whether it reads nodes that a compiled library computes.
+        carries: Whether what it builds can carry the kernel of such nodes instead.
         symmetric: Whether its int8 has no zero points but 0.
     """
 
@@ -48,12 +58,13 @@ class Backend:
     functions: bool = True
     typed: bool = False
     plugins: bool = False
+    carries: bool = False
     symmetric: bool = False
 
     @property
     def lowerings(self) -> tuple[str, ...]:
         """The lowerings that it reads, and ``auto``."""
-        native = NATIVE if self.plugins else ()
+        native = (*NATIVE, CARRIED) if self.carries else NATIVE if self.plugins else ()
         return (AUTO, *(n for n in LOWERINGS if self.functions or n != FUNCTION), *native)
 
     def implementation(self) -> ModuleType:
@@ -92,6 +103,7 @@ def _gpu(
         functions=whole,
         typed=True,
         plugins=plugins,
+        carries=module == "tensorrt",
         symmetric=precision == INT8,
     )
 
@@ -164,10 +176,15 @@ class Target:
             if colon:
                 raise ValueError(f"target {text!r}: {name} runs the PyTorch module, no lowering")
             return cls(name, "")
-        if colon and lowering not in (AUTO, *LOWERINGS, *NATIVE):
+        if colon and lowering not in (AUTO, *LOWERINGS, *NATIVE, CARRIED):
             raise ValueError(unknown("lowering", lowering, BACKENDS[name].lowerings))
         if lowering in NATIVE and not BACKENDS[name].plugins:
             raise ValueError(f"target {text!r}: {name} reads no plugins; choose another lowering")
+        if lowering == CARRIED and not BACKENDS[name].carries:
+            raise ValueError(
+                f"target {text!r}: {name} builds nothing that carries a plugin; choose another "
+                "lowering"
+            )
         if lowering == FUNCTION and not BACKENDS[name].functions:
             raise ValueError(f"target {text!r}: {name} reads no functions; choose another lowering")
         return cls(name, lowering or AUTO)
@@ -179,9 +196,13 @@ BASELINE = Target("ort-cpu", "primitive")
 TORCH = Target("torch", "")
 
 
+def silent(_: str) -> None:
+    """Report no progress."""
+
+
 @dataclass(frozen=True)
 class Options:
-    """How an artifact is run.
+    """How an artifact is built and run.
 
     Attributes:
         threads: Threads of one call; every usable core when None.
@@ -189,6 +210,11 @@ class Options:
         verbose: Let the runtime print its own log.
         shapes: For engines, ``[NAME:]MIN/LIKELY/MAX`` for each input that is to vary.
         tf32: Let a GPU round the factors of float32 products to 11 bits.
+        workspace: Bytes of device memory that a layer of an engine may use; all where None.
+        refit: Let the weights of an engine be replaced.
+        version_compatible: Let later versions of the runtime read an engine.
+        channels_last: Let ONNX Runtime's CUDA provider compute in NHWC.
+        progress: Told how far a long build is.
     """
 
     threads: int | None = None
@@ -196,6 +222,11 @@ class Options:
     verbose: bool = False
     shapes: tuple[str, ...] = ()
     tf32: bool = False
+    workspace: int | None = None
+    refit: bool = False
+    version_compatible: bool = False
+    channels_last: bool = False
+    progress: Progress = field(default=silent, compare=False, repr=False)
 
     @property
     def cores(self) -> int:

@@ -128,7 +128,7 @@ def main() -> int:
         print(f"... {name}: {'FAILED' if rows[-1]['errors'] else 'ok'}", file=sys.stderr)
         if options.json:
             options.json.write_text(json.dumps(rows, indent=2))
-    Console(highlight=False, width=160).print(table(rows))
+    Console(highlight=False, width=180).print(table(rows))
     return 1 if any(row["errors"] for row in rows) else 0
 
 

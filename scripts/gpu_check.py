@@ -13,14 +13,15 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import gpu_cases
 import gpu_fused
 import gpu_kernel
-import gpu_networks
 import torch
 from gpu_rows import WRONG, Clock, collect, table
 
@@ -52,6 +53,10 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _say(text: str) -> None:
+    print(f"... {text}", file=sys.stderr)
+
+
 def main() -> int:
     """Run the checks; return the exit status."""
     given = arguments()
@@ -59,9 +64,10 @@ def main() -> int:
         print("error: PyTorch finds no CUDA device; use --dry-run on the CPU", file=sys.stderr)
         return 1
     device = torch.device("cpu" if given.dry_run else "cuda")
-    checks = [*gpu_kernel.checks(device), *gpu_fused.checks(device)]
-    checks += gpu_networks.checks(device, dry=given.dry_run)
-    rows = collect(checks, Clock(given.seconds), lambda text: print(f"... {text}", file=sys.stderr))
+    with tempfile.TemporaryDirectory() as folder:
+        first, rest = gpu_cases.checks(device, Path(folder), dry=given.dry_run)
+        checks = [*gpu_kernel.checks(device), *first, *gpu_fused.checks(device), *rest]
+        rows = collect(checks, Clock(given.seconds), _say)
     result = {"environment": where(device), "rows": [asdict(row) for row in rows]}
     given.json.write_text(json.dumps(result, indent=2) + "\n")
     print(table(rows))

@@ -1,28 +1,25 @@
-"""Whole networks on a GPU: PyTorch, and ONNX Runtime with each lowering. Latencies are wall time.
+"""Whole networks on a GPU: what is compared with what, and how one row is made; and PyTorch.
 
-Inputs and outputs stay on the device; a call ends when its result is complete.
+Inputs and outputs stay on the device; a call ends when its result is complete. Latencies are wall
+time; the note has the device's own time where it is known.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, NoReturn
+from functools import cache
 
 import onnx_ir as ir
 import torch
-from gpu_rows import OK, WRONG, Check, Missing, Row
+from gpu_rows import OK, WRONG, Row
 
-from crelu_deploy import native
-from crelu_deploy.errors import BackendUnavailable
 from crelu_deploy.latency import Effort, measure
 from crelu_deploy.lowerings import lower
 from crelu_deploy.models import find
 from crelu_deploy.passes import clean
 from crelu_deploy.recognition import recognize
+from crelu_deploy.rules import choice
 from crelu_deploy.shapes import Input
 from crelu_deploy.tracing import trace
 
@@ -94,17 +91,31 @@ def _tuple(outputs: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tens
 
 
 def row(
-    bench: Bench, case: str, call: Call, outputs: Callable[[], tuple[torch.Tensor, ...]]
+    bench: Bench,
+    case: str,
+    call: Call,
+    outputs: Callable[[], tuple[torch.Tensor, ...]],
+    *,
+    tf32: bool = False,
 ) -> Row:
-    """Check a call's outputs, then time it; a wrong result has no time."""
+    """Check a call's outputs, then time it; a wrong result has no time.
+
+    Args:
+        bench: Input and reference.
+        case: The row's name.
+        call: What to time; it may return the milliseconds that the device took.
+        outputs: What it computed.
+        tf32: Whether its factors have float16's precision, whatever the type.
+    """
     call()
     error = bench.error(outputs())
-    right = error <= LIMITS[bench.case.dtype]  # NaN is not
+    right = error <= LIMITS[torch.float16 if tf32 else bench.case.dtype]  # NaN is not
     if not right:
         return Row(bench.case.label, case, WRONG, note=f"relative error {error:.1e}")
-    effort = Effort(runs=2, warmup=1, seconds=1) if bench.case.dry else Effort(200, 10, 3)
+    effort = Effort(runs=2, warmup=1, seconds=1) if bench.case.dry else Effort(200, 10, 1)
     latency = measure({case: call}, effort)[case]
-    note = f"ms; p10 {latency.p10:.3f}, p90 {latency.p90:.3f}; relative error {error:.1e}"
+    device = "" if latency.gpu is None else f"; on the device {latency.gpu:.3f}"
+    note = f"ms; p10 {latency.p10:.3f}, p90 {latency.p90:.3f}{device}; relative error {error:.1e}"
     return Row(bench.case.label, case, OK, latency.median, note)
 
 
@@ -138,117 +149,26 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-# --- ONNX Runtime ---------------------------------------------------------------------------------
+# --- graphs ---------------------------------------------------------------------------------------
 
 
-def graph(case: Case, lowering: str) -> ir.Model:
-    """Export the network and lower it; ``function`` is the node that the custom op replaces."""
+@cache
+def _traced(case: Case) -> ir.Model:
     inputs = [Input("x", case.shape, batch=False)]
-    module = case.module().to(case.dtype)
-    outputs = find(case.name).output_names
-    model = trace(
-        module, [torch.zeros(case.shape, dtype=case.dtype)], inputs, outputs=outputs, opset=20
-    )
+    examples = [torch.zeros(case.shape, dtype=case.dtype)]
+    names = find(case.name).output_names
+    return trace(case.module().to(case.dtype), examples, inputs, outputs=names, opset=20)
+
+
+def graph(case: Case, lowering: str, backend: str = "ort-cuda") -> ir.Model:
+    """Export the network and lower it.
+
+    Args:
+        case: Network, batch and precision.
+        lowering: One of the package's, or ``auto`` for the rule of the backend.
+        backend: Whose rule.
+    """
+    model = _traced(case).clone()
     recognize(model)
-    return lower(clean(model), lowering).model
-
-
-def onnxruntime(bench: Bench, lowering: str, *, cuda_graph: bool = False) -> Iterator[Row]:
-    """Time one lowering on the provider of the device; ``custom op`` is the native kernel."""
-    import onnxruntime as ort
-
-    case = bench.case
-    wanted = "CUDAExecutionProvider" if case.device.type == "cuda" else "CPUExecutionProvider"
-    if case.device.type == "cuda":
-        ort.preload_dlls()  # CUDA and cuDNN as PyTorch brought them
-    if wanted not in ort.get_available_providers():
-        raise Missing(
-            f"onnxruntime has no {wanted}; run: pip install 'onnxruntime-gpu[cuda,cudnn]'"
-        )
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    if lowering == "custom op":
-        options.register_custom_ops_library(str(_custom_op()))
-    settings = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
-    settings["enable_cuda_graph"] = str(int(cuda_graph))
-    provider = (wanted, settings) if case.device.type == "cuda" else wanted
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        ir.save(graph(case, "function" if lowering == "custom op" else lowering), path)
-        session = ort.InferenceSession(path, options, providers=[provider])
-    if session.get_providers()[0] != wanted:
-        raise Missing(f"onnxruntime fell back to {session.get_providers()[0]}")
-    outputs = tuple(torch.empty_like(y, dtype=case.dtype) for y in bench.wanted)
-    name = f"ort {lowering}{', CUDA graph' if cuda_graph else ''}"
-    yield row(bench, name, _bound(session, bench, outputs), lambda: outputs)
-
-
-def _custom_op() -> Path:
-    try:
-        return native.library("onnxruntime")
-    except BackendUnavailable as error:
-        raise Missing(str(error)) from error
-
-
-def _bound(session: Any, bench: Bench, outputs: tuple[torch.Tensor, ...]) -> Call:
-    """Return a call that reads and writes these tensors in place."""
-    binding = session.io_binding()
-    place, kind = bench.case.device.type, str(bench.case.dtype).removeprefix("torch.")
-    x = bench.x.contiguous()
-    binding.bind_input("x", place, 0, kind, tuple(x.shape), x.data_ptr())
-    for value, y in zip(session.get_outputs(), outputs, strict=True):
-        binding.bind_output(value.name, place, 0, kind, tuple(y.shape), y.data_ptr())
-
-    def call(_: torch.Tensor = x) -> None:  # x must live as long as its address is bound
-        session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
-
-    return call
-
-
-# --- TensorRT -------------------------------------------------------------------------------------
-
-
-def tensorrt(bench: Bench) -> NoReturn:
-    """Say what is missing: there is no TensorRT backend to build an engine with."""
-    import tensorrt as trt
-
-    label = bench.case.label
-    raise Missing(
-        f"{label}: TensorRT {trt.__version__} is here, crelu-deploy has no backend for it"
-    )
-
-
-def _checks(case: Case) -> list[Check]:
-    bench: list[Bench] = []
-
-    def on_bench(
-        check: Callable[..., Iterator[Row]], *arguments: str, **options: bool
-    ) -> Iterator[Row]:
-        if not bench:
-            bench.append(prepared(case))
-        return check(bench[0], *arguments, **options)
-
-    made: list[Check] = [
-        (case.label, f"torch {form}", partial(on_bench, pytorch, form))
-        for form in ("eager", "channels_last", "compile")
-    ]
-    for lowering in ("primitive", "mirror", "fold", "custom op"):
-        for cuda_graph in (False, True) if case.device.type == "cuda" else (False,):
-            name = f"ort {lowering}{', CUDA graph' if cuda_graph else ''}"
-            check = partial(on_bench, onnxruntime, lowering, cuda_graph=cuda_graph)
-            made.append((case.label, name, check))
-    return [*made, (case.label, "tensorrt", partial(on_bench, tensorrt))]
-
-
-def checks(device: torch.device, *, dry: bool) -> list[Check]:
-    """Return the checks of every network; a dry run takes one small network."""
-    if dry:
-        return _checks(Case("convpool-c-crelu", 1, torch.float32, device, dry))
-    return [
-        check
-        for name, (_, batches) in NETWORKS.items()
-        for batch in batches
-        for dtype in (torch.float16, torch.float32)
-        for check in _checks(Case(name, batch, dtype, device, dry))
-    ]
+    model = clean(model)
+    return lower(model, choice(model, backend) if lowering == "auto" else lowering).model

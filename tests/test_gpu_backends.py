@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,11 +21,11 @@ from crelu_deploy.cli import run
 from crelu_deploy.errors import BackendUnavailable, BuildError
 from crelu_deploy.lowerings import LOWERINGS, lower
 from crelu_deploy.lowerings.plugin import has_plugins, is_plugin
-from crelu_deploy.pipeline import build, verify
+from crelu_deploy.pipeline import build, load, verify
 from crelu_deploy.plan import Plan
 from crelu_deploy.profiles import Range, parse_range, ranges
 from crelu_deploy.rules import choice
-from crelu_deploy.runner import TensorSpec
+from crelu_deploy.runner import Runner, TensorSpec
 from crelu_deploy.targets import FUNCTION, GPU, Target
 
 TWO = "[conv] a = Conv(x, w, b) [one] k = crelu_deploy.CReLU<axis=1>(a) z = Neg(k)"
@@ -104,6 +106,8 @@ def test_the_custom_op_runs_the_plugins_node():
 REFUSED = {
     "ort-cpu:plugin": "ort-cpu reads no plugins; choose another lowering",
     "trt-rtx:plugin": "trt-rtx reads no plugins; choose another lowering",
+    "ort-cuda:plugin-aot": "ort-cuda builds nothing that carries a plugin; choose another lowering",
+    "ort-cpu:plugin-aot": "ort-cpu builds nothing that carries a plugin; choose another lowering",
     "trt-fp16:function": "trt-fp16 reads no functions; choose another lowering",
     "trt-int8:function": "trt-int8 reads no functions; choose another lowering",
     "ort-cuda-fp16:function": "ort-cuda-fp16 reads no functions; choose another lowering",
@@ -121,6 +125,7 @@ def test_targets_that_there_are_not(text, message):
 def test_what_a_backend_on_a_gpu_reads(backend):
     read = {name for name in backend.lowerings if Target.parse(f"{backend.name}:{name}")}
     assert ("plugin" in read) == backend.plugins == ("rtx" not in backend.name)
+    assert ("plugin-aot" in read) == backend.carries == (backend.module == "tensorrt")
     assert (FUNCTION in read) == (backend.precision == "float32")
     assert backend.typed
     assert backend.symmetric == (backend.precision == "int8")
@@ -273,18 +278,58 @@ def test_without_a_driver_there_is_no_device():
         with pytest.raises(BackendUnavailable, match=r"^no NVIDIA GPU( with a driver)? here"):
             cuda.find_device()
         with pytest.raises(BuildError, match=r"^cudaMalloc: cudaError"):
-            cuda.Buffer((2, 3), np.dtype(np.float32))
+            cuda.allocate((2, 3), np.dtype(np.float32))
     else:
         assert re.fullmatch(r"SM\d{2,3}", device.capability)
 
 
+ENGINES = "import tensorrt_rtx; sys.modules['tensorrt'] = tensorrt_rtx"
+"""The module of TensorRT-RTX has what ``backends.tensorrt`` uses, up to the driver."""
+
+DEVICE = "cuda.find_device = lambda: cuda.Device('A GPU', 'SM86')"
+NO_FILES = "native.search_path = lambda: ()"
+UNBUILT = {
+    "no driver": (("trt-fp16:mirror", "trt-fp16:plugin-aot"), "", "no NVIDIA GPU"),
+    "no library": (("trt-fp16:plugin",), f"{DEVICE}; {NO_FILES}", "libcrelu_tensorrt.so is not"),
+    "no PTX": (("trt-fp16:plugin-aot",), f"{DEVICE}; {NO_FILES}", "crelu.ptx is not built; looked"),
+    "only the worker misses TensorRT": (
+        ("trt-fp16:plugin-aot",),
+        f"{DEVICE}; plugin_aot.ptx = str",
+        "the ahead-of-time plugin needs the package tensorrt, which is not installed",
+    ),
+}
+
+
+@pytest.mark.tensorrt
+@pytest.mark.skipif(HAS_TENSORRT, reason="TensorRT is installed here")
+@pytest.mark.parametrize(("targets", "before", "said"), UNBUILT.values(), ids=UNBUILT)
+def test_builds_of_tensorrt_up_to_the_driver(targets, before, said, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13")
+    pytest.importorskip("cuda.bindings", reason="pip install cuda-bindings")
+    path = write_bundle(tmp_path / "bundle").path
+    script = f"""import sys; {ENGINES}
+from crelu_deploy import native, plugin_aot
+from crelu_deploy.backends import cuda
+from crelu_deploy.pipeline import build
+{before}
+for done in build({str(path)!r}, {targets!r}): print(done.error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    if said == "no NVIDIA GPU" and said not in done.stdout:
+        pytest.skip("there is a GPU here")
+    assert len(lines) == len(targets)
+    assert all(said in line for line in lines), lines
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", [backend.name for backend in GPU])
+@pytest.mark.parametrize("name", [*(b.name for b in GPU), "trt-fp16:plugin", "trt-fp16:plugin-aot"])
 def test_every_backend_on_a_gpu(name, tmp_path):
     """What no machine without a GPU can show: engines and sessions agree with the samples."""
     bundle = write_bundle(tmp_path / "bundle")
     (done,) = build(bundle, [name])
-    missing = "needs the package" in done.error or "has no CUDA" in done.error
+    missing = any(x in done.error for x in ("needs the package", "has no CUDA", "is not built"))
     if missing or "could not load" in done.error or "no NVIDIA GPU" in done.error:
         pytest.skip(done.error)
     assert done.error == ""
@@ -292,3 +337,14 @@ def test_every_backend_on_a_gpu(name, tmp_path):
     if found.skipped:
         pytest.skip(found.error)
     assert found.passed, found
+    x = bundle.samples[0].inputs["x"]
+    with load(bundle, name) as runner:
+        assert runner.prepare(x)() > 0
+        on_device_as_on_host(runner, x)
+
+
+def on_device_as_on_host(runner: Runner, x: np.ndarray) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        y = torch.as_tensor(runner(torch.from_numpy(x).cuda())["y"], device="cuda")
+        np.testing.assert_array_equal(y.cpu().numpy(), runner(x)["y"])

@@ -112,3 +112,20 @@ def test_a_wrong_result_has_no_time(outputs: tuple[float, float], status: str) -
     row = gpu_networks.row(bench, "case", lambda: None, lambda: made)
     assert row.status == status
     assert (row.value is None) == (status == WRONG)
+
+
+@pytest.mark.torch
+def test_the_most_telling_rows_come_first(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    import gpu_cases
+
+    first, rest = gpu_cases.checks(torch.device("cuda"), tmp_path, dry=False)
+    labels = [part for part, _, _ in first]
+    assert list(dict.fromkeys(labels)) == [f"{n} batch 1 float16" for n in gpu_cases.NETWORKS]
+    names = [name for part, name, _ in first if part == labels[0]]
+    assert {"ort plain", "ort auto, CUDA graph", "torch eager", "trt auto"} <= {*names}
+    assert "torch compile" not in names
+    every = [(part, name) for part, name, _ in (*first, *rest)]
+    assert len(set(every)) == len(every) == 7 * 2 * (3 + 6 * 2 + 6)
+    slow = next(i for i, (_, name, _) in enumerate(rest) if name == "torch compile")
+    assert [name for _, name, _ in rest[:slow]].count("trt fold") >= 3

@@ -117,6 +117,13 @@ def test_the_real_clock_runs():
     assert 0 < found.p10 <= found.median <= found.p90
 
 
+def test_a_call_may_tell_the_time_of_its_gpu():
+    told = iter([9.0, 1.0, 5.0, 2.0])
+    found = measure({"gpu": lambda: next(told), "cpu": lambda: {"y": 1.0}}, Effort(3, 1))
+    assert found["gpu"].gpu == 2.0  # the median, without the warm-up
+    assert found["cpu"].gpu is None
+
+
 def test_progress_grows_from_zero_towards_one():
     shares: list[float] = []
     _, calls = recorded("ab")

@@ -73,6 +73,16 @@ def test_each_type_has_an_entry_with_tensorrt_s_arguments(ptx: Path) -> None:
     assert {int(threads) for *_, threads in entries} == {plugin_aot.THREADS}
 
 
+def test_what_make_plugins_installs_is_this_ptx(ptx: Path) -> None:
+    try:
+        installed = plugin_aot.ptx()
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    built, made = (re.sub(r"//.*", "", text).split() for text in (installed, ptx.read_text()))
+    assert built == made
+    assert ".target sm_75" in installed
+
+
 @pytest.mark.parametrize("architecture", [75, 80, 86, 87, 89, 90, 100, 103, 120, 121])
 def test_the_ptx_becomes_machine_code(ptx: Path, architecture: int, tmp_path: Path) -> None:
     assembler = shutil.which("ptxas") or str(Path(shutil.which("nvcc") or "").parent / "ptxas")

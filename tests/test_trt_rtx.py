@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from crelu_deploy.writing import save_model
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX: pip install tensorrt-rtx-cu13")
 pytestmark = pytest.mark.tensorrt
 
+PLAIN = Options()
 SITES = 3
 BODY = """
 [c1] a = Conv<pads=[1,1,1,1]>(x, w1, b1) [s1] k = crelu_deploy.CReLU<axis=1>(a)
@@ -181,6 +183,81 @@ def test_the_shapes_can_be_said(made):
     build(bundle, ["trt-rtx:mirror"])
 
 
+WITHOUT_DRIVER = {
+    "workspace": (Options(workspace=1), "no engine: .* no tactics .* within workspace limit"),
+    "refit": (Options(refit=True), "no engine with REFIT: "),
+    "version-compatible": (Options(version_compatible=True), "no engine with VERSION_COMPATIBLE: "),
+}
+
+
+@pytest.mark.parametrize(("options", "said"), WITHOUT_DRIVER.values(), ids=WITHOUT_DRIVER)
+def test_what_cannot_be_had_is_said_in_a_line(options, said, tmp_path):
+    """TensorRT-RTX wants a driver for the one option, and for the other a library."""
+    if (options.refit or options.version_compatible) and has_driver():
+        pytest.skip("there is a GPU here, and the engine is built")
+    with pytest.raises(BuildError, match=f"^TensorRT-RTX refuses it: {said}.*$"):
+        built(lower(network(), "mirror").model, tmp_path, options=options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (Options(refit=True), "--refit: TensorRT-RTX can only do so for one device"),
+        (Options(version_compatible=True), "--version-compatible: TensorRT-RTX 1.* has no such"),
+    ],
+)
+def test_the_target_has_neither(made, options, said):
+    (done,) = build(made[0], ["trt-rtx:mirror"], options)
+    assert re.match(said, done.error)
+    assert engine_file(made[0], Target.parse("trt-rtx:mirror")).is_file()  # the earlier one stays
+
+
+def has_driver() -> bool:
+    pytest.importorskip("cuda.bindings", reason="pip install cuda-bindings")
+    from crelu_deploy.backends import cuda
+
+    try:
+        return bool(cuda.find_device())
+    except BackendUnavailable:
+        return False
+
+
+def test_a_workspace_can_be_said(made):
+    bundle, _ = made
+    (done,) = build(bundle, ["trt-rtx:mirror"], Options(workspace=2**30))
+    assert done.error == ""
+
+
+def test_the_progress_is_told(made, tmp_path):
+    path = tmp_path / "model.onnx"
+    save_model(lower(network(), "mirror").model, path)
+    recipe = Recipe("tensorrt_rtx", "TensorRT-RTX", ("SM80",), True)
+    shapes = {"x": Range(IMAGE, IMAGE, IMAGE)}
+    job = engines.make_job(path, tmp_path / "engine", shapes, recipe, Options())
+    told: list[str] = []
+    engines.run_worker({**job, "period": 0.0}, told.append)
+    shares = [int(text.removesuffix("%")) for text in told]
+    assert shares == sorted(shares)
+    assert 80 <= shares[-1] <= 100
+    assert len(set(shares)) > 10
+    told.clear()
+    engines.run_worker(job, told.append)
+    assert told == []  # it takes less than a period
+
+
+def test_a_build_shows_which_form_runs(made, capsys):
+    bundle, done = made
+    for form, kernels in KERNELS.items():
+        layers = done[f"trt-rtx:{form}"].layers
+        assert layers["correlation"] == SITES + 1
+        assert layers.get("pointwise", 0) == kernels * SITES
+        assert bundle.manifest["targets"][f"trt-rtx:{form}"]["layers"] == layers
+    assert command_line(["build", str(bundle.path), "-t", "trt-rtx:mirror", "-q"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "3 mirror; final layers: 4 correlation, 3 pointwise" in shown
+    bundle.reload()
+
+
 def replaced(bundle: Bundle, file: Path, old: str, new: str) -> Bundle:
     """Return the bundle with a file changed and its hash set right."""
     file.write_text(file.read_text().replace(old, new))
@@ -224,7 +301,30 @@ def test_an_engine_for_another_gpu_is_refused(made):
         note.check(trt.__version__, "SM90", "crelu build b")
 
 
-def built(model_: ir.Model | Path, folder: Path, *plugins: Path) -> list[dict[str, str]]:
+@pytest.mark.parametrize(
+    ("flags", "version", "read"),
+    [
+        ((), "10.12.0.36", True),
+        ((), "10.13.0.1", False),
+        (("VERSION_COMPATIBLE",), "10.13.0.1", True),
+        (("REFIT", "VERSION_COMPATIBLE"), "10.12.1", True),
+        (("REFIT",), "10.13.0.1", False),
+        (("VERSION_COMPATIBLE",), "10.11.9.1", False),
+        (("VERSION_COMPATIBLE",), "11.0.0.1", False),
+    ],
+)
+def test_which_versions_read_an_engine(flags, version, read):
+    note = Note("TensorRT", "10.12.0.36", ("A",), {}, (), flags)
+    if read:
+        assert note.check(version, "A", "again") is None
+        return
+    with pytest.raises(BuildError, match=rf"built by TensorRT 10\.12\.0\.36, here is {version},"):
+        note.check(version, "A", "again")
+
+
+def built(
+    model_: ir.Model | Path, folder: Path, *plugins: Path, options: Options = PLAIN
+) -> list[dict[str, str]]:
     """Build an engine of a model by itself, and return its layers."""
     path = model_ if isinstance(model_, Path) else folder / "model.onnx"
     if not isinstance(model_, Path):
@@ -241,7 +341,7 @@ def built(model_: ir.Model | Path, folder: Path, *plugins: Path) -> list[dict[st
         ]
         shapes[value.name or ""] = Range(*sizes)
     recipe = Recipe("tensorrt_rtx", "TensorRT-RTX", ("SM80", "SM120"), True, plugins)
-    job = engines.make_job(path, folder / "engine", shapes, recipe, Options())
+    job = engines.make_job(path, folder / "engine", shapes, recipe, options)
     layers: list[dict[str, str]] = engines.run_worker(job)["layers"]
     assert (folder / "engine").stat().st_size > 10_000
     return layers
@@ -290,7 +390,7 @@ FAMILIES = {
     "convpool-c-crelu-9": (1, 3, 32, 32),
     "vgg-crelu-1-3": (1, 3, 32, 32),
     "all-cnn-b-crelu-1-7": (1, 3, 64, 64),
-    "faceboxes": (1, 3, 256, 256),
+    "faceboxes": (1, 3, 128, 128),
 }
 
 

@@ -1,9 +1,9 @@
-"""Builds one engine in a process of its own: ``python -m crelu_deploy.backends.engine_worker JOB``.
+"""Builds one engine in a process of its own: ``python -m ...engine_worker JOB ANSWER``.
 
 A parser that meets what it cannot handle may end its process. The runtime is TensorRT or
 TensorRT-RTX, whose Python modules have the same names; only what both have is used, from TensorRT
-10.12 on. JOB is a file that ``engines`` writes; the engine goes to the file named there, what is to
-be known of it as JSON to stdout, the runtime's messages to stderr.
+10.12 on. JOB is a JSON file that ``engines`` writes; the engine goes to the file named there, what
+is to be known of it to the file ANSWER, the runtime's messages and the progress to stderr.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-TensorRT = Any
-"""The module ``tensorrt`` or ``tensorrt_rtx``: neither has types."""
+from crelu_deploy.backends.engine_progress import TensorRT, make_monitor
 
 
 def make_logger(trt: TensorRT, *, verbose: bool) -> Any:
@@ -26,9 +25,12 @@ def make_logger(trt: TensorRT, *, verbose: bool) -> Any:
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.lines: list[str] = []
+            self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             self.lines.append(message)
+            if severity <= trt.ILogger.ERROR:
+                self.errors.append(message)
             if verbose or severity <= trt.ILogger.ERROR:
                 print(message, file=sys.stderr, flush=True)
 
@@ -50,8 +52,13 @@ def configure(trt: TensorRT, builder: Any, job: dict[str, Any]) -> Any:
     """Return the configuration: what the engine may use, and for which shapes and devices."""
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # its layers must be readable
+    config.progress_monitor = make_monitor(trt, period=job["period"])
     if not job["tf32"]:
         config.clear_flag(trt.BuilderFlag.TF32)
+    for flag in job["flags"]:
+        config.set_flag(getattr(trt.BuilderFlag, flag))
+    if job["workspace"] is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job["workspace"])
     profile = builder.create_optimization_profile()
     for name, shapes in job["ranges"].items():
         profile.set_shape(name, *shapes)
@@ -90,6 +97,10 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
     logger = make_logger(trt, verbose=job["verbose"])
     for plugin in job["plugins"]:
         trt.get_plugin_registry().load_library(plugin)
+    if job["carried"]:
+        from crelu_deploy import plugin_aot  # as long to import as many an engine to build
+
+        plugin_aot.register()
     builder = trt.Builder(logger)
     network, _parser = parse(trt, builder, logger, Path(job["model"]))
     config = configure(trt, builder, job)
@@ -98,7 +109,8 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
         use_timing_cache(config, timings)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        sys.exit(f"no engine: {logger.lines[-1] if logger.lines else 'no message'}")
+        asked = f" with {', '.join(job['flags'])}" if job["flags"] else ""
+        sys.exit(f"no engine{asked}: {logger.errors[-1] if logger.errors else 'no message'}")
     engine = bytes(plan)
     Path(job["engine"]).write_bytes(engine)
     if timings:
@@ -109,4 +121,5 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(build(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))
+    answer = build(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")

@@ -9,22 +9,23 @@ message that names neither.
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from crelu_deploy.backends.engine_process import run_worker
+from crelu_deploy.backends.engine_progress import PERIOD
 from crelu_deploy.bundle import TARGETS, Bundle, sha256
 from crelu_deploy.errors import BuildError
 from crelu_deploy.profiles import Range, ranges
+from crelu_deploy.results import Engine
 from crelu_deploy.staging import staged_file
 from crelu_deploy.targets import Options, Target
 
-WORKER = "crelu_deploy.backends.engine_worker"
+REFIT, COMPATIBLE = "REFIT", "VERSION_COMPATIBLE"
+"""Flags of a builder: weights can be replaced; later versions of one major number read it."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Recipe:
         devices: What it is for; whether the builder is told so is ``ahead``.
         ahead: Whether it is built without the device.
         plugins: Compiled libraries that it needs.
+        carried: Whether it carries the kernel that such a library would hold.
     """
 
     runtime: str
@@ -44,6 +46,7 @@ class Recipe:
     devices: tuple[str, ...]
     ahead: bool
     plugins: tuple[Path, ...] = ()
+    carried: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Note:
         devices: What it was built for, such as ``SM86``.
         ranges: Input -> its range of shapes.
         layers: The final layers, after all fusion: the name and the type of each.
+        flags: What it was allowed beside, as ``FLAGS`` names it.
     """
 
     runtime: str
@@ -63,6 +67,7 @@ class Note:
     devices: tuple[str, ...]
     ranges: Mapping[str, Range]
     layers: tuple[Mapping[str, str], ...]
+    flags: tuple[str, ...]
 
     @classmethod
     def read(cls, path: Path) -> Note:
@@ -78,7 +83,8 @@ class Note:
                 for name, found in data["ranges"].items()
             }
             layers = tuple({"name": x["name"], "type": x["type"]} for x in data["layers"])
-            return cls(data["runtime"], data["version"], tuple(data["devices"]), shapes, layers)
+            texts = (data["runtime"], data["version"], tuple(data["devices"]))
+            return cls(*texts, shapes, layers, tuple(data["flags"]))
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise BuildError(
                 f"{path}: not the note of an engine ({error!r}); build again"
@@ -93,6 +99,13 @@ class Note:
         kernels = (layer["name"] for layer in self.layers if layer["type"] == "kgen")
         return tuple(name for name in kernels if "Relu" in name or "Neg" in name)
 
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Type of final layer -> how many there are, ``pointwise`` apart from the others."""
+        pointwise = self.pointwise
+        names = ("pointwise" if x["name"] in pointwise else x["type"] for x in self.layers)
+        return dict(Counter(names).most_common())
+
     def check(self, version: str, device: str | None, again: str) -> None:
         """Refuse an engine that this machine cannot run.
 
@@ -104,7 +117,7 @@ class Note:
         Raises:
             BuildError: It was built by another version, or for other devices.
         """
-        if version != self.version:
+        if version != self.version and not self._is_read_by(version):
             raise BuildError(
                 f"the engine was built by {self.runtime} {self.version}, here is {version}, which "
                 f"does not read it; run: {again}"
@@ -114,6 +127,11 @@ class Note:
                 f"the engine was built for {', '.join(self.devices)}, this GPU is {device}; "
                 f"run: {again}"
             )
+
+    def _is_read_by(self, version: str) -> bool:
+        """Whether another version reads it: a later one of the same major number, if so built."""
+        here, there = (tuple(map(int, v.split(".")[:3])) for v in (version, self.version))
+        return COMPATIBLE in self.flags and here[0] == there[0] and here > there
 
 
 def engine_file(bundle: Bundle, target: Target) -> Path:
@@ -131,13 +149,12 @@ def command(bundle: Bundle, target: Target, verb: str) -> str:
     return f"crelu {verb} {bundle.path} -t {target}"
 
 
-def build_engine(
-    bundle: Bundle, target: Target, options: Options, recipe: Recipe
-) -> tuple[Path, ...]:
+def build_engine(bundle: Bundle, target: Target, options: Options, recipe: Recipe) -> Engine:
     """Build the engine of a target's lowered file.
 
     Returns:
-        The engine, its note and, where it was built on its device, the timings of tactics.
+        Its layers; the files are the engine, its note and, where it was built on its device, the
+        timings of tactics.
 
     Raises:
         BuildError: The runtime refuses the model or crashes on it, or a file cannot be written.
@@ -150,13 +167,17 @@ def build_engine(
     with staged_file(engine) as temporary:
         if timings.is_file() and not recipe.ahead:
             temporary.with_name(timings.name).write_bytes(timings.read_bytes())
-        told = run_worker(make_job(bundle.artifact(target), temporary, found, recipe, options))
-        layers = tuple(told["layers"])
-        note = Note(recipe.name, told["version"], recipe.devices, found, layers)
+        job = make_job(bundle.artifact(target), temporary, found, recipe, options)
+        told = run_worker(job, lambda text: options.progress(f"build {target} {text}"))
+        note = Note(
+            *(recipe.name, told["version"], recipe.devices, found),
+            layers=tuple(told["layers"]),
+            flags=tuple(job["flags"]),
+        )
         note_file(temporary).write_text(json.dumps(asdict(note), indent=1) + "\n")
         staged = sorted(temporary.parent.iterdir())
         _announce(bundle, engine, staged)
-    return tuple(engine.with_name(file.name) for file in staged)
+    return Engine(tuple(engine.with_name(file.name) for file in staged), note.kinds)
 
 
 def make_job(
@@ -172,40 +193,20 @@ def make_job(
         "ranges": {name: list(asdict(found).values()) for name, found in shapes.items()},
         "devices": list(recipe.devices) if recipe.ahead else [],
         "plugins": [str(path) for path in recipe.plugins],
+        "carried": recipe.carried,
+        "flags": [flag for flag, asked in _asked(options).items() if asked],
+        "workspace": options.workspace,
+        "period": PERIOD,
         "tf32": options.tf32,
         "verbose": options.verbose,
     }
+
+
+def _asked(options: Options) -> dict[str, bool]:
+    return {REFIT: options.refit, COMPATIBLE: options.version_compatible}
 
 
 def _announce(bundle: Bundle, engine: Path, staged: Sequence[Path]) -> None:
     """Say in the manifest which of its files are about to be replaced, and by what."""
     new = {str(engine.with_name(f.name).relative_to(bundle.path)): sha256(f) for f in staged}
     bundle.record((), announced={n: h for n, h in new.items() if n in bundle.manifest["files"]})
-
-
-def run_worker(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Run one build in a process of its own and return what it says of the engine.
-
-    Raises:
-        BuildError: It failed or crashed, with the last line that it wrote.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "job.json"
-        file.write_text(json.dumps(job), encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, "-m", WORKER, str(file)], capture_output=True, text=True, check=False
-        )
-    if job["verbose"]:
-        sys.stderr.write(done.stderr)
-    if done.returncode:
-        raise BuildError(f"{job['name']} {_ending(done.returncode)}: {_last_line(done.stderr)}")
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
-
-
-def _ending(status: int) -> str:
-    return "refuses it" if status > 0 else f"crashed on it ({signal.Signals(-status).name})"
-
-
-def _last_line(log: str) -> str:
-    return next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "no message")

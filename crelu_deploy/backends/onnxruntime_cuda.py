@@ -4,79 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import io
-import threading
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import onnxruntime as ort
 
 from crelu_deploy import native
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.errors import BackendUnavailable, BuildError
-from crelu_deploy.runner import Runner
 from crelu_deploy.targets import Options, Target
 
-Array = np.ndarray[Any, Any]
+if TYPE_CHECKING:
+    from crelu_deploy.backends.cuda_runner import CudaRunner
 
 PROVIDER = "CUDAExecutionProvider"
-DEVICE = "cuda"
 FATAL_ONLY, EVERYTHING = 4, 0  # severities of ONNX Runtime's log
-
-
-class CudaRunner(Runner):
-    """A session whose inputs and outputs are bound to memory of the GPU; callers take turns."""
-
-    def __init__(self, session: ort.InferenceSession, bundle: Bundle) -> None:
-        self.inputs, self.outputs = bundle.inputs, bundle.outputs
-        self._session = session
-        self._lock = threading.Lock()
-        self._binding = session.io_binding()
-        self._values: dict[str, ort.OrtValue] = {}
-        for output in session.get_outputs():
-            self._binding.bind_output(output.name, DEVICE)
-
-    def _run(self, feeds: Mapping[str, Array]) -> Sequence[Array]:
-        with self._lock:
-            try:
-                for name, array in feeds.items():
-                    self._write(name, np.ascontiguousarray(array))
-                self._session.run_with_iobinding(self._binding)
-                found: Sequence[Array] = self._binding.copy_outputs_to_cpu()
-            except Exception as error:  # its exceptions share no public base class
-                raise BuildError(f"ONNX Runtime failed on it: {first_line(error)}") from error
-        return found
-
-    def _write(self, name: str, array: Array) -> None:
-        """Copy an input into the memory that is bound to it; other shapes get memory anew."""
-        value = self._values.get(name)
-        if value is not None and tuple(value.shape()) == array.shape:
-            value.update_inplace(array)
-            return
-        self._values[name] = ort.OrtValue.ortvalue_from_numpy(array, DEVICE, 0)
-        self._binding.bind_ortvalue_input(name, self._values[name])
-
-    def close(self) -> None:
-        """Free the session and its memory on the GPU."""
-        super().close()
-        for name in ("_binding", "_session", "_values"):
-            self.__dict__.pop(name, None)
-
-
-class GraphRunner(CudaRunner):
-    """A session of fixed shapes, whose kernels are launched together as one CUDA graph.
-
-    The graph is captured at the first call; it reads and writes the same memory at every call.
-    """
-
-    def __init__(self, session: ort.InferenceSession, bundle: Bundle) -> None:
-        super().__init__(session, bundle)
-        for output in session.get_outputs():
-            value = ort.OrtValue.ortvalue_from_shape_and_type(
-                output.shape, _dtype(output.type), DEVICE, 0
-            )
-            self._binding.bind_ortvalue_output(output.name, value)
 
 
 def build(bundle: Bundle, target: Target, options: Options) -> None:
@@ -97,37 +39,49 @@ def load(bundle: Bundle, target: Target, options: Options) -> CudaRunner:
         BuildError: ONNX Runtime refuses the file.
     """
     require_provider()
+    from crelu_deploy.backends import cuda  # after the provider, the more likely to be missing
+    from crelu_deploy.backends.cuda_runner import CudaRunner, GraphRunner
+
+    cuda.find_device()
+    stream = cuda.Stream()
     path, settings = bundle.artifact(target), _settings(target, options)
-    session = open_session(path, settings, options, graph=False)
+    session = open_session(path, settings, options, stream.address, graph=False)
     require_used(session)
     if not _is_fixed(session):
-        return CudaRunner(session, bundle)
+        return CudaRunner(session, bundle, stream)
     try:
-        captured = open_session(path, settings, options, graph=True)
+        captured = open_session(path, settings, options, stream.address, graph=True)
     except BuildError:  # A node of it runs on the CPU, which a graph cannot hold.
-        return CudaRunner(session, bundle)
-    return GraphRunner(captured, bundle)
+        return CudaRunner(session, bundle, stream)
+    return GraphRunner(captured, bundle, stream)
 
 
 def open_session(
-    path: Path, settings: ort.SessionOptions, options: Options, *, graph: bool
+    path: Path, settings: ort.SessionOptions, options: Options, stream: int, *, graph: bool
 ) -> ort.InferenceSession:
-    """Open a session that asks for the GPU.
+    """Open a session that asks for the GPU and computes on a stream.
 
     Raises:
         BuildError: ONNX Runtime refuses the file, or cannot make a CUDA graph of it.
     """
-    asked = {
-        "cudnn_conv_algo_search": "HEURISTIC",  # the default tries all, at each new shape
-        "use_tf32": str(int(options.tf32)),
-        "enable_cuda_graph": str(int(graph)),
-    }
+    asked = provider_settings(options, stream, graph=graph)
     try:
         session = ort.InferenceSession(path, settings, providers=[(PROVIDER, asked)])
     except Exception as error:  # its exceptions share no public base class
         raise BuildError(f"{path}: ONNX Runtime refuses it: {first_line(error)}") from error
     session.disable_fallback()
     return session
+
+
+def provider_settings(options: Options, stream: int, *, graph: bool) -> dict[str, str]:
+    """Return what the provider is told."""
+    return {
+        "cudnn_conv_algo_search": "HEURISTIC",  # the default tries all, at each new shape
+        "use_tf32": str(int(options.tf32)),
+        "enable_cuda_graph": str(int(graph)),
+        "prefer_nhwc": str(int(options.channels_last)),
+        "user_compute_stream": str(stream),
+    }
 
 
 def require_provider() -> None:
@@ -175,13 +129,6 @@ def _settings(target: Target, options: Options) -> ort.SessionOptions:
 def _is_fixed(session: ort.InferenceSession) -> bool:
     values = (*session.get_inputs(), *session.get_outputs())
     return all(isinstance(extent, int) for value in values for extent in value.shape)
-
-
-def _dtype(type_: str) -> type[Any]:
-    """Return NumPy's type for one of ONNX Runtime's, such as ``tensor(float)``."""
-    kind = type_.removeprefix("tensor(").removesuffix(")")
-    names = {"float": "float32", "double": "float64"}
-    return np.dtype(names.get(kind, kind)).type
 
 
 def first_line(error: Exception) -> str:

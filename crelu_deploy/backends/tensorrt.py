@@ -10,10 +10,11 @@ from pathlib import Path
 import onnx_ir as ir
 import tensorrt as trt
 
-from crelu_deploy import native
+from crelu_deploy import native, plugin_aot
 from crelu_deploy.backends import cuda
 from crelu_deploy.backends.engine_runner import EngineRunner
 from crelu_deploy.backends.engines import (
+    COMPATIBLE,
     Note,
     Recipe,
     build_engine,
@@ -23,12 +24,13 @@ from crelu_deploy.backends.engines import (
 )
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.lowerings.plugin import has_plugins
-from crelu_deploy.targets import Options, Target
+from crelu_deploy.results import Engine
+from crelu_deploy.targets import CARRIED, Options, Target
 
 NAME = "TensorRT"
 
 
-def build(bundle: Bundle, target: Target, options: Options) -> tuple[Path, ...]:
+def build(bundle: Bundle, target: Target, options: Options) -> Engine:
     """Build an engine for the first GPU.
 
     Raises:
@@ -36,8 +38,10 @@ def build(bundle: Bundle, target: Target, options: Options) -> tuple[Path, ...]:
         BuildError: The builder refuses the model.
     """
     device = _identity(cuda.find_device())
-    plugins = _plugins(bundle, target)
-    recipe = Recipe(trt.__name__, NAME, (device,), ahead=False, plugins=plugins)
+    plugins, carried = _plugins(bundle, target), target.lowering == CARRIED
+    if carried:
+        plugin_aot.ptx()  # refused here, and not in the process that builds
+    recipe = Recipe(trt.__name__, NAME, (device,), ahead=False, plugins=plugins, carried=carried)
     return build_engine(bundle, target, options, recipe)
 
 
@@ -45,7 +49,7 @@ def load(bundle: Bundle, target: Target, options: Options) -> EngineRunner:
     """Open the engine on the first GPU.
 
     Raises:
-        BackendUnavailable: There is no GPU, or the plugin is not built.
+        BackendUnavailable: There is no GPU, or the plugin that it does not carry is not built.
         BuildError: The engine was built by another version, or on another GPU.
     """
     engine = engine_file(bundle, target)
@@ -54,7 +58,8 @@ def load(bundle: Bundle, target: Target, options: Options) -> EngineRunner:
     note.check(trt.__version__, device, command(bundle, target, "build"))
     for plugin in _plugins(bundle, target):
         trt.get_plugin_registry().load_library(str(plugin))
-    return EngineRunner(trt, engine, bundle, note.ranges)
+    compatible = COMPATIBLE in note.flags
+    return EngineRunner(trt, engine, bundle, note.ranges, brings_code=compatible)
 
 
 def _identity(device: cuda.Device) -> str:
@@ -63,5 +68,6 @@ def _identity(device: cuda.Device) -> str:
 
 
 def _plugins(bundle: Bundle, target: Target) -> tuple[Path, ...]:
-    uses = has_plugins(ir.load(bundle.artifact(target)))
+    """Return the library that the engine needs to be built, and to run."""
+    uses = target.lowering != CARRIED and has_plugins(ir.load(bundle.artifact(target)))
     return (native.library("tensorrt"),) if uses else ()

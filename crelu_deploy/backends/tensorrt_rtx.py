@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import onnx_ir as ir
 import tensorrt_rtx as trt
 
@@ -20,6 +18,7 @@ from crelu_deploy.backends.engines import (
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.errors import BackendUnavailable, BuildError
 from crelu_deploy.lowerings.plugin import has_plugins
+from crelu_deploy.results import Engine
 from crelu_deploy.targets import Options, Target
 
 NAME = "TensorRT-RTX"
@@ -36,12 +35,16 @@ even those for newer devices change.
 """
 
 
-def build(bundle: Bundle, target: Target, options: Options) -> tuple[Path, ...]:
+def build(bundle: Bundle, target: Target, options: Options) -> Engine:
     """Build an engine for all devices; no GPU is needed.
 
     Raises:
-        BuildError: The builder refuses the model.
+        BuildError: An option that it does not have, or the builder refuses the model.
     """
+    if options.refit:
+        raise BuildError(f"--refit: {NAME} can only do so for one device, not for several at once")
+    if options.version_compatible:
+        raise BuildError(f"--version-compatible: {NAME} {trt.__version__} has no such runtime")
     if has_plugins(ir.load(bundle.artifact(target))):
         raise BuildError(f"{target}: {NAME} has no plugins; choose another lowering for its sites")
     return build_engine(bundle, target, options, Recipe(trt.__name__, NAME, DEVICES, ahead=True))

@@ -14,7 +14,7 @@ from crelu_deploy import __version__, render
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.cli import options
 from crelu_deploy.cli.output import Output
-from crelu_deploy.cli.results import REPRODUCE, look_into, write_results
+from crelu_deploy.cli.results import REPRODUCE, calibrated, finish, look_into
 from crelu_deploy.errors import CheckpointError
 from crelu_deploy.tables import printable
 
@@ -43,8 +43,7 @@ def export(
 ) -> int:
     """Turn a checkpoint into a bundle: portable ONNX, samples, the fastest form for this CPU."""
     with output:
-        _require(model)
-        output.progress("start PyTorch")
+        _announce(model, output)
         from crelu_deploy import exporter
 
         bundle = exporter.export(
@@ -57,10 +56,11 @@ def export(
     return OK
 
 
-def _require(model: Path) -> None:
-    """Refuse a missing file before PyTorch is started."""
+def _announce(model: Path, output: Output) -> None:
+    """Refuse a missing file before PyTorch is started, which takes seconds."""
     if not model.exists():
         raise CheckpointError(f"{model}: no such file")
+    output.progress("start PyTorch")
 
 
 @cli.command(epilog="Example: crelu inspect network.onnx")
@@ -196,17 +196,18 @@ def bench(
     from crelu_deploy import pipeline
 
     with output:
+        opened, settings = Bundle.open(bundle), running.options(trust=trust)
         found = pipeline.bench(
-            bundle,
+            opened,
             targets,
-            running.options(trust=trust),
-            batches=measuring.batches,
-            effort=measuring.effort,
+            settings,
+            **measuring.arguments(),
             tolerance=limits.tolerance,
             progress=output.progress,
         )
-        line = write_results(bundle, found, running.threads, limits.tolerance, output)
-        output.result(render.benchmark_json(found), render.benchmark_table(found), line)
+        more, parts = finish(opened, found, settings, measuring, limits.tolerance, output)
+        data = {**render.benchmark_json(found), **more}
+        output.result(data, render.benchmark_table(found), *parts)
     failed = {str(v.target): v.error for v in found.verifications if not v.passed}
     return verdict({**failed, **found.refused}, len(found.verifications))
 
@@ -232,30 +233,31 @@ def deploy(
 ) -> int:
     """Export, plan, build, verify and time, in one go; ort-cpu when no target is named."""
     with output:
-        _require(model)
-        output.progress("start PyTorch")
+        _announce(model, output)
         from crelu_deploy import deployment
 
+        settings = running.options(trust=exporting.trust)
         done = deployment.deploy(
             model,
             targets=targets or ("ort-cpu",),
-            options=running.options(trust=exporting.trust),
-            batches=measuring.batches,
+            options=settings,
             budget=budget,
-            effort=measuring.effort,
+            **measuring.arguments(),
             tolerance=limits.tolerance,
             progress=output.progress,
             **exporting.arguments(),
         )
         results = done.bundle, done.benchmark
-        line = write_results(*results, running.threads, limits.tolerance, output)
-        output.result(render.deployment_json(done), *render.deployment_parts(done), line)
+        more, parts = finish(*results, settings, measuring, limits.tolerance, output)
+        data = {**render.deployment_json(done), **more}
+        output.result(data, *render.deployment_parts(done), *parts)
     return verdict(dict.fromkeys(done.failed, ""), len(done.builds))
 
 
 @cli.command(epilog="Example: crelu doctor --json")
+@click.option("--calibrate", is_flag=True, help="Also fit the rule of 'auto' to this processor.")
 @options.output
-def doctor(output: Output) -> int:
+def doctor(calibrate: bool, output: Output) -> int:
     """Say which backends work on this machine and how to get the others."""
     from crelu_deploy import doctor, render_health
     from crelu_deploy.machine import examine
@@ -264,7 +266,11 @@ def doctor(output: Output) -> int:
         output.progress("load every runtime")
         found, machine = doctor.diagnose(), examine()
         data = render_health.health_json(found, machine)
-        output.result(data, *render_health.health_parts(found, machine))
+        parts: list[object] = [*render_health.health_parts(found, machine)]
+        if calibrate:
+            data["calibration"], more = calibrated(output)
+            parts += more
+        output.result(data, *parts)
     return OK if any(h.works for h in found if h.backend == "ort-cpu") else FAILED
 
 

@@ -14,6 +14,7 @@ import click
 from crelu_deploy import profiles, shapes, targets
 from crelu_deploy.accuracy import Tolerance
 from crelu_deploy.cli.output import Output
+from crelu_deploy.cli.sizes import read_size
 from crelu_deploy.latency import Effort
 from crelu_deploy.lowerings import LOWERINGS
 from crelu_deploy.targets import AUTO, unknown
@@ -150,16 +151,18 @@ class Measuring:
     batch: str
     runs: int
     seconds: float
+    end_to_end: bool
+    throughput: bool
 
     @property
     def batches(self) -> tuple[int, ...]:
         """The batch sizes."""
         return read_batches(self.batch)
 
-    @property
-    def effort(self) -> Effort:
-        """The number of runs and the time limit."""
-        return Effort(runs=self.runs, seconds=self.seconds)
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of ``bench`` that say how to measure."""
+        effort = Effort(runs=self.runs, seconds=self.seconds)
+        return {"batches": self.batches, "effort": effort, "end_to_end": self.end_to_end}
 
 
 @dataclass(frozen=True)
@@ -170,13 +173,18 @@ class Running:
     verbose: bool
     shapes: tuple[str, ...]
     tf32: bool
+    workspace: str | None
+    refit: bool
+    version_compatible: bool
+    channels_last: bool
 
     def options(self, *, trust: bool = False) -> targets.Options:
         """Return what the runtimes are told."""
-        return targets.Options(self.threads, trust, self.verbose, self.shapes, self.tf32)
+        workspace = None if self.workspace is None else read_size(self.workspace)
+        return targets.Options(**{**vars(self), "workspace": workspace}, trust=trust)
 
 
-def _group(name: str, kind: type[Any], *options: Command) -> Callable[[Command], Command]:
+def group(name: str, kind: type[Any], *options: Command) -> Callable[[Command], Command]:
     """Return a decorator that adds options and passes them to the command as one object."""
     fields = [field.name for field in dataclasses.fields(kind) if field.init]
 
@@ -193,7 +201,7 @@ def _group(name: str, kind: type[Any], *options: Command) -> Callable[[Command],
     return decorate
 
 
-exporting = _group(
+exporting = group(
     "exporting",
     Export,
     click.option("-o", "--out", type=FILE, help="The bundle's folder."),
@@ -218,18 +226,24 @@ exporting = _group(
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
 )
 
-limits = _group(
+limits = group(
     "limits",
     Limits,
     click.option("--atol", type=click.FloatRange(min=0), help="Relative to the output's RMS."),
     click.option("--rtol", type=click.FloatRange(min=0), help="Relative to each element."),
 )
 
-measuring = _group(
+measuring = group(
     "measuring",
     Measuring,
     BATCH,
-    click.option("--runs", type=click.IntRange(1), default=200, show_default=True),
+    click.option(
+        "--runs",
+        type=click.IntRange(1),
+        default=200,
+        show_default=True,
+        help="Timed calls of each target.",
+    ),
     click.option(
         "--seconds",
         type=click.FloatRange(min=0.1),
@@ -237,9 +251,13 @@ measuring = _group(
         show_default=True,
         help="Limit for each batch size.",
     ),
+    click.option("--end-to-end", is_flag=True, help="Time the copies to and from a GPU too."),
+    click.option(
+        "--throughput", is_flag=True, help="Also rows per second on all cores, and memory."
+    ),
 )
 
-running = _group(
+running = group(
     "running",
     Running,
     click.option("--threads", type=click.IntRange(1), help="Threads of one call."),
@@ -251,9 +269,21 @@ running = _group(
         help="For an engine: the shapes of an input, such as 1x3x32x32/8x3x32x32/64x3x32x32.",
     ),
     click.option("--tf32", is_flag=True, help="Let a GPU multiply float32 in TF32."),
+    click.option(
+        "--workspace",
+        type=Text("SIZE", read_size),
+        help="For an engine: device memory that a layer may use, such as 4GiB.",
+    ),
+    click.option("--refit", is_flag=True, help="For an engine: its weights can be replaced."),
+    click.option(
+        "--version-compatible",
+        is_flag=True,
+        help="For an engine: later versions of its runtime read it.",
+    ),
+    click.option("--channels-last", is_flag=True, help="For ort-cuda: compute in NHWC."),
 )
 
-output = _group(
+output = group(
     "output",
     Output,
     click.option("--json", "as_json", is_flag=True, help="Print JSON."),

@@ -60,20 +60,45 @@ def look_into(
     return data, parts
 
 
-def write_results(
-    bundle: Bundle | Path,
+def finish(
+    bundle: Bundle,
     found: Benchmark,
-    threads: int | None,
+    settings: Options,
+    measuring: options.Measuring,
     tolerance: Tolerance | None,
     output: Output,
+) -> tuple[dict[str, Any], list[object]]:
+    """Write the report and, if asked to, measure with all cores busy; as JSON and as text."""
+    data, parts = dict[str, Any](), list[object]()
+    if measuring.throughput:
+        from crelu_deploy import render, throughput
+
+        seconds = measuring.seconds
+        loads = throughput.loads(bundle, found, settings, seconds=seconds, progress=output.progress)
+        data["throughput"] = render.loads_json(loads)
+        parts.append(render.loads_table(loads))
+    output.progress("report")
+    return data, [*parts, _report(bundle, found, settings.threads, tolerance)]
+
+
+def _report(
+    bundle: Bundle, found: Benchmark, threads: int | None, tolerance: Tolerance | None
 ) -> str:
     """Write the bundle's report and say where it is, or why there is none."""
     from crelu_deploy.report import write_report
 
-    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    output.progress("report")
     try:
-        files = write_report(opened, found, threads=threads, tolerance=tolerance)
+        files = write_report(bundle, found, threads=threads, tolerance=tolerance)
     except BuildError as error:  # what was measured counts all the same
         return f"report   not written: {printable(str(error))}"
     return f"report   {printable(str(files[-1]))}"
+
+
+def calibrated(output: Output) -> tuple[dict[str, Any], list[object]]:
+    """Fit the rule of ``auto`` to this processor and keep it; as JSON and as text."""
+    from crelu_deploy import calibration, render_health, rules
+
+    found = calibration.calibrate(Options(threads=1), progress=output.progress)
+    file = rules.keep(found.rule)
+    data = render_health.calibration_json(found, file)
+    return data, [render_health.calibration_table(found), f"kept in {printable(str(file))}"]

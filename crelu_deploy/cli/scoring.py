@@ -78,7 +78,7 @@ class Choices:
         )
 
 
-choices = options._group(
+choices = options.group(
     "choices",
     Choices,
     click.option("--address", help="Ray's HOST:PORT, or auto; without it, this machine alone."),

@@ -106,6 +106,5 @@ def _choose(choice: Mapping[str, str] | str, sites: Mapping[str, SiteNode]) -> d
 def _require(names: Iterable[str], known: Iterable[str], what: str) -> None:
     if unknown := sorted(set(names) - set(known)):
         raise UnsupportedModel(
-            f"no {what} is called {unknown[0]!r}; the {what}s here are "
-            f"{', '.join(known) or 'none'}"
+            f"no {what} is called {unknown[0]!r}; the {what}s here are {', '.join(known) or 'none'}"
         )

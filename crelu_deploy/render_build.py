@@ -1,0 +1,39 @@
+"""How builds ended, as text for people and as JSON for programs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from crelu_deploy.results import Build
+from crelu_deploy.tables import Section, add, section
+
+JSON = dict[str, Any]
+
+
+def builds_json(builds: Sequence[Build]) -> JSON:
+    """Return how each build ended."""
+    rows = [{**asdict(done), "target": str(done.target)} for done in builds]
+    return {"passed": not any(done.error for done in builds), "targets": rows}
+
+
+def builds_table(builds: Sequence[Build]) -> Section:
+    """Return a row per target: seconds, and how many sites got which lowering."""
+    table = section("build", "target!", "time>", "sites")
+    for done in builds:
+        seconds = f"{done.seconds:.1f} s"
+        add(table, done.target, seconds, f"FAILED: {done.error}" if done.error else _mix(done))
+    return table
+
+
+def _mix(done: Build) -> str:
+    """Return how many sites got which lowering, and of an engine its final layers."""
+    sites = _counts(Counter(done.lowerings.values()))
+    return f"{sites}; final layers: {_counts(done.layers)}" if done.layers else sites
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    """Return them as in ``2 fold, 4 mirror``."""
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
