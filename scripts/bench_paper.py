@@ -7,6 +7,7 @@ of both runs with the 10th and 90th percentile, and the distance of the sites fr
 Then the fastest targets of any precision. Rows that miss what is aimed at are listed last.
 
 Usage: bench_paper.py [--faceboxes FaceBoxes.pth] [--quick] [--only TITLE] [--budget SECONDS]
+    [--seconds SECONDS]
 """
 
 from __future__ import annotations
@@ -209,10 +210,11 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="minutes, not an hour; rough figures")
     parser.add_argument("--only", default="", help="networks whose title holds this text")
     parser.add_argument("--budget", type=float, help="seconds for each search of a plan")
+    parser.add_argument("--seconds", type=float, help="seconds for each of the runs of a row")
     arguments = parser.parse_args()
     settings = QUICK if arguments.quick else Settings()
-    if arguments.budget is not None:
-        settings = replace(settings, budget=arguments.budget)
+    given = {"budget": arguments.budget, "seconds": arguments.seconds}
+    settings = replace(settings, **{name: value for name, value in given.items() if value})
     torch.set_num_threads(1)
     for key, value in environment(ONE.cores).items():
         print(f"{key}: {value}")
