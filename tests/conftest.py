@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from crelu_deploy.serving.environment import VARIABLE, default_folder
+
 DIGITS = Path(__file__).resolve().parent.parent / "examples" / "digits_crelu.pt"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the user's cache, where a calibrated rule may be, out of the tests."""
+    """Keep the user's cache, where a calibrated rule may be, out of the tests; not its server."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, os.environ.get(VARIABLE) or str(default_folder()))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
