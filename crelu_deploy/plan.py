@@ -76,7 +76,7 @@ class Plan:
         choice = {str(site): str(lowering) for site, lowering in dict(data["choice"]).items()}
         for site, lowering in choice.items():
             if lowering not in LOWERINGS and lowering not in NATIVE:
-                raise ValueError(f"site {site!r} has the unknown lowering {lowering!r}")
+                raise ValueError(f"site {site[:80]!r} has the unknown lowering {lowering[:80]!r}")
         if data["backend"] not in BACKENDS:
             raise ValueError(f"a plan for the unknown backend {str(data['backend'])[:80]!r}")
         ratios = {str(name): float(ratio) for name, ratio in dict(data["ratios"]).items()}

@@ -197,7 +197,8 @@ def test_random_kills():
 STARVED = """
 import resource, sys
 from pathlib import Path
-import crelu_deploy.optimizer, onnxruntime, crelu_deploy.pipeline
+import onnx, onnxruntime, crelu_deploy.optimizer, crelu_deploy.pipeline
+onnx.defs.get_schema("Relu")  # it makes the table of all operators
 from crelu_deploy import cli
 from crelu_deploy.cli import commands, completion, paper, planning, reporting, scoring, serving
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -240,15 +241,6 @@ def test_too_little_memory_is_one_line(tmp_path, heavy, room):
     assert said.count("\n") == 1, said
     assert "memory" in said or "alloc" in said, said
     assert names(tmp_path) == before
-
-
-def test_a_build_without_memory_keeps_the_bundle(made):
-    before = {name: (made.path / name).read_bytes() for name in made.manifest["files"]}
-    code, said = starved(1 << 16, "build", str(made.path), "-q", "-t", "ort-cpu:mirror")
-    assert (code, said.count("\n")) == (1, 1), said
-    opened = Bundle.open(made.path)
-    assert {name: (made.path / name).read_bytes() for name in before} == before
-    assert opened.manifest["targets"] == {}
 
 
 @pytest.mark.parametrize("verb", ["build", "plan"])

@@ -27,6 +27,7 @@ def test_a_plan_survives_a_file(tmp_path):
     ("change", "message"),
     [
         ({"choice": {"a": "folded"}}, "'a' has the unknown lowering 'folded'"),
+        ({"choice": {"a": "9" * 5000}}, "unknown lowering '9{80}'$"),
         ({"choice": 7}, "not a plan"),
         ({"ratios": {"mix": "fast"}}, "not a plan"),
         ({"key": None}, "not a plan"),
