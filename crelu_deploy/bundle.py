@@ -22,6 +22,7 @@ import onnx_ir as ir
 from crelu_deploy.errors import BuildError, UnsupportedModel
 from crelu_deploy.manifest import MANIFEST, read_manifest
 from crelu_deploy.modelfile import read_file
+from crelu_deploy.preprocessing import Preprocessing
 from crelu_deploy.runner import TensorSpec
 from crelu_deploy.samples import Sample, load_samples
 from crelu_deploy.staging import is_scratch, reason, scratch, staged_file, write_text
@@ -115,6 +116,12 @@ class Bundle:
         return tuple(
             TensorSpec(i["name"], i["dtype"], tuple(i["shape"])) for i in self.manifest["inputs"]
         )
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How its inputs are made of pixels; None where nobody said."""
+        entry = self.manifest.get("preprocessing")
+        return None if entry is None else Preprocessing.parse(entry)
 
     @property
     def outputs(self) -> tuple[str, ...]:

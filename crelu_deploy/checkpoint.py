@@ -12,7 +12,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,14 @@ from crelu_deploy.checkpoint_weights import (
     check_finite,
     fit,
     named_arch,
+    named_preprocessing,
     stripped,
     tensors_of,
     unwrap,
 )
 from crelu_deploy.errors import BuildError, CheckpointError
 from crelu_deploy.models import build, classes, find, identify
+from crelu_deploy.preprocessing import Preprocessing
 
 __all__ = ["Format", "Loaded", "detect", "load", "save"]
 
@@ -51,6 +53,7 @@ class Loaded:
         input_names: A name per input; empty where nothing tells.
         output_names: A name per output; empty where nothing tells.
         notes: What was done on the way, such as ``stripped prefix module.``
+        preprocessing: How it reads pixels, or None where nothing tells.
     """
 
     module: nn.Module
@@ -60,6 +63,7 @@ class Loaded:
     input_names: tuple[str, ...] = ()
     output_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
 
 
 def load(
@@ -92,7 +96,14 @@ def load(
     return loaded
 
 
-def save(path: str | os.PathLike[str], module: nn.Module, *, arch: str, num_classes: int) -> None:
+def save(
+    path: str | os.PathLike[str],
+    module: nn.Module,
+    *,
+    arch: str,
+    num_classes: int,
+    preprocessing: Preprocessing | None = None,
+) -> None:
     """Write a checkpoint that ``load`` needs no hints for; an earlier file is replaced at once.
 
     Args:
@@ -100,12 +111,15 @@ def save(path: str | os.PathLike[str], module: nn.Module, *, arch: str, num_clas
         module: the network; its state dict is written.
         arch: the key of ``models.MODELS`` that ``module`` was built from.
         num_classes: its number of classes.
+        preprocessing: how it was trained to read pixels.
 
     Raises:
         BuildError: the file cannot be written.
     """
     path = Path(path)
-    header = {"arch": arch, "num_classes": num_classes, "version": VERSION}
+    header: dict[str, Any] = {"arch": arch, "num_classes": num_classes, "version": VERSION}
+    if preprocessing is not None:
+        header["preprocessing"] = asdict(preprocessing)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -123,7 +137,9 @@ def _load(path: Path, kind: Format, *, arch: str | None, trust: bool, ema: bool)
     inner, notes = unwrap(content, ema=ema)
     if not isinstance(inner, ExportedProgram | nn.Module):
         tensors, done = tensors_of(inner)
-        return _from_weights(tensors, arch, named_arch(content), kind, (*notes, *done))
+        own = named_arch(content)
+        loaded = _from_weights(tensors, arch, own, kind, (*notes, *done))
+        return replace(loaded, preprocessing=named_preprocessing(content) or loaded.preprocessing)
     if arch is not None:
         raise CheckpointError(f"is a {kind.value} with its own graph: leave out --arch {arch}")
     notes += (f"ran code of the {kind.value}",)
@@ -184,7 +200,8 @@ def _from_weights(
     module = build(name, num_classes=classes(name, bare)).eval()
     model, notes = find(name), notes + fit(module, tensors)
     return Loaded(
-        module, name, kind, (model.input_shape,), model.input_names, model.output_names, notes
+        *(module, name, kind, (model.input_shape,), model.input_names, model.output_names, notes),
+        preprocessing=model.preprocessing,
     )
 
 

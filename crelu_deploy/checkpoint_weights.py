@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from crelu_deploy.errors import CheckpointError
 from crelu_deploy.models.identification import COUNTER
+from crelu_deploy.preprocessing import Preprocessing
 
 KEY, VERSION = "crelu_deploy", 1
 """Where a checkpoint of this project says what it is, and the newest layout that is read."""
@@ -84,6 +85,20 @@ def named_arch(content: object) -> str | None:
             f"{VERSION}: install a newer crelu-deploy"
         )
     return str(arch)
+
+
+def named_preprocessing(content: object) -> Preprocessing | None:
+    """Return how a checkpoint of this project reads pixels; None where it does not say.
+
+    Raises:
+        CheckpointError: it says so in a form that is not ours.
+    """
+    header = content.get(KEY) if isinstance(content, Mapping) else None
+    entry = header.get("preprocessing") if isinstance(header, Mapping) else None
+    try:
+        return None if entry is None else Preprocessing.parse(entry)
+    except ValueError as error:
+        raise CheckpointError(f"is damaged: {error}") from error
 
 
 def _no_weights(content: object) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,14 +13,12 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from crelu_deploy import checkpoint
 from crelu_deploy.accuracy import TOLERANCES, Tolerance
 from crelu_deploy.bundle import (
     MODEL,
     SAMPLES,
     Bundle,
     check_destination,
-    sha256,
 )
 from crelu_deploy.environment import versions
 from crelu_deploy.errors import ExportError
@@ -30,40 +27,21 @@ from crelu_deploy.manifest import FORMAT
 from crelu_deploy.memory import release
 from crelu_deploy.passes import clean
 from crelu_deploy.pipeline import Progress, build, silent, verify
+from crelu_deploy.preprocessing import Changes, Preprocessing
 from crelu_deploy.recognition import Recognition, recognize
 from crelu_deploy.recording import record, run
 from crelu_deploy.runner import TensorSpec
 from crelu_deploy.samples import Sample, random_inputs, save_samples
 from crelu_deploy.shapes import parse_axes, parse_shape, resolve
 from crelu_deploy.sites import find_sites
+from crelu_deploy.source import Source, evaluating, find_source, stated_preprocessing
 from crelu_deploy.staging import staged_folder
 from crelu_deploy.targets import AUTO, Target
-from crelu_deploy.tracing import input_names, trace
+from crelu_deploy.tracing import trace
 from crelu_deploy.writing import save_model
 
 DEFAULT_OPSET = 20
 DEFAULT_SAMPLES = 2
-
-
-@dataclass(frozen=True)
-class Source:
-    """A network to export and where it comes from.
-
-    Attributes:
-        module: The network, in evaluation mode.
-        names: Its inputs in order.
-        shapes: Their example shapes, where the architecture tells.
-        outputs: Names of its outputs; empty where nothing tells.
-        notes: What was done to get it.
-        record: The manifest's entry; None for a module in memory.
-    """
-
-    module: torch.nn.Module
-    names: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...] | None = None
-    outputs: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    record: Mapping[str, Any] | None = None
 
 
 class ExportSettings(TypedDict, total=False):
@@ -81,6 +59,8 @@ class ExportSettings(TypedDict, total=False):
         samples: How many random inputs to record, 2 when left out, or an NPZ file with real ones
             by input name.
         seed: Of the random inputs; 0 when left out.
+        preprocessing: How the network reads pixels, where it is not what the architecture tells:
+            recorded for whoever runs the bundle on images.
         tolerance: What counts as equal to PyTorch, instead of what each output's type tells.
     """
 
@@ -92,6 +72,7 @@ class ExportSettings(TypedDict, total=False):
     opset: int
     samples: int | str | os.PathLike[str]
     seed: int
+    preprocessing: Changes
     tolerance: Tolerance | None
 
 
@@ -129,8 +110,9 @@ def _export(
     progress: Progress,
 ) -> Bundle:
     progress("load")
-    source = _source(model, settings)
-    with _evaluating(source.module):
+    trust, ema = settings.get("trust", False), settings.get("ema", False)
+    source = find_source(model, arch=settings.get("arch"), trust=trust, ema=ema)
+    with evaluating(source.module):
         exported = _exported(source, settings, progress)
     with staged_folder(path) as stage:
         bundle = _write(stage, source, exported)
@@ -151,38 +133,6 @@ def _destination(model: object, out: str | os.PathLike[str] | None) -> Path:
     return Path(os.path.abspath(Path(model).with_suffix(".crelu").name))
 
 
-def _source(model: str | os.PathLike[str] | torch.nn.Module, settings: ExportSettings) -> Source:
-    if isinstance(model, torch.nn.Module):
-        return Source(model, input_names(model))
-    arch, ema = settings.get("arch"), settings.get("ema", False)
-    loaded = checkpoint.load(model, arch=arch, trust=settings.get("trust", False), ema=ema)
-    path = Path(os.path.abspath(model))
-    entry = {
-        "path": str(path),
-        "sha256": sha256(path),
-        "format": loaded.format.value,
-        "arch": arch or loaded.arch,
-        "ema": ema,
-    }
-    names = loaded.input_names or input_names(loaded.module)
-    return Source(
-        loaded.module, names, loaded.input_shapes, loaded.output_names, loaded.notes, entry
-    )
-
-
-@contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, and every part of it back to its own mode."""
-    training = [part for part in module.modules() if part.training]
-    if training:
-        module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
-
-
 @dataclass(frozen=True)
 class Exported:
     """A recognised model and what PyTorch computes for its samples."""
@@ -193,6 +143,7 @@ class Exported:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[str, ...]
     notes: tuple[str, ...]
+    preprocessing: Preprocessing | None
 
 
 def _exported(source: Source, settings: ExportSettings, progress: Progress) -> Exported:
@@ -204,6 +155,7 @@ def _exported(source: Source, settings: ExportSettings, progress: Progress) -> E
     inputs = resolve(source.names, source.shapes, shapes, axes)
     dtype, seed = _dtype(source.module), settings.get("seed", 0)
     specs = tuple(TensorSpec(one.name, dtype, one.shape) for one in inputs)
+    how = stated_preprocessing(source, settings.get("preprocessing", {}), specs)
     example = random_inputs(specs, {one.name: one.shape for one in inputs}, seed)
     progress("run PyTorch")
     names = tuple(run(source.module, example, source.outputs))
@@ -220,7 +172,7 @@ def _exported(source: Source, settings: ExportSettings, progress: Progress) -> E
     specs = tuple(_spec(value, dtype) for value in model.graph.inputs)
     progress("record PyTorch's outputs")
     recorded, notes = record(source.module, inputs, specs, names, samples, seed)
-    return Exported(model, recognition, recorded, specs, names, (*source.notes, *notes))
+    return Exported(model, recognition, recorded, specs, names, (*source.notes, *notes), how)
 
 
 def _dtype(module: torch.nn.Module) -> str:
@@ -266,6 +218,7 @@ def _write(stage: Path, source: Source, exported: Exported) -> Bundle:
         sites=[asdict(site) for site in find_sites(exported.model)],
         near_misses=[asdict(miss) for miss in exported.recognition.near_misses],
         notes=list(exported.notes),
+        preprocessing=None if exported.preprocessing is None else asdict(exported.preprocessing),
         targets={},
         verification={},
     )

@@ -10,6 +10,7 @@ import numpy as np
 
 from crelu_deploy.errors import UnsupportedModel
 from crelu_deploy.plan import Plan
+from crelu_deploy.preprocessing import Preprocessing
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -71,6 +72,8 @@ def _check(manifest: dict[str, Any]) -> None:
     _require("targets", all(map(_is_target, manifest["targets"].values())))
     for plan in manifest.get("plans", {}).values():
         Plan.parse(plan)
+    if (how := manifest.get("preprocessing")) is not None:
+        Preprocessing.parse(how)
     if (source := manifest.get("source")) is not None:
         _require("source", _is_source(source))
 

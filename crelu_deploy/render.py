@@ -263,6 +263,8 @@ def export_parts(bundle: Bundle) -> list[Section | str]:
     path = printable(str(bundle.path))
     first = f"export   {path}   opset {manifest['opset']}, {len(sites)} CReLU"
     lines = [first, *(f"         {printable(note)}" for note in notes)]
+    if bundle.preprocessing is not None:
+        lines.append(f"         images become {bundle.preprocessing}")
     verifications = [
         Verification(Target.parse(name), Comparison(v["score"], v["max_abs"], v["worst"]))
         for name, v in manifest["verification"].items()

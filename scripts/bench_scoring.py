@@ -114,8 +114,9 @@ def measure_parts(bundle: Path, photo: Path, batch: int) -> dict[str, float]:
     from PIL import Image
 
     from crelu_deploy import load
+    from crelu_deploy.preprocessing import Preprocessing
     from crelu_deploy.scoring import output
-    from crelu_deploy.scoring.pixels import Preprocessing, decode
+    from crelu_deploy.scoring.pixels import decode
     from crelu_deploy.scoring.shard import run_rows
 
     found: dict[str, float] = {}

@@ -80,7 +80,7 @@ def train(
     while run.epoch < settings.epochs:
         run.learn(fit, normalize)
         progress.update(task, completed=run.epoch)
-    run.write_checkpoint(data.classes)
+    run.write_checkpoint(data)
     test = training.probabilities(run.net, training.centre(data.test.images, size), normalize)
     crops = training.patches(data.test.images, size, mirror=data.mirror)
     many = torch.stack([training.probabilities(run.net, crop, normalize) for crop in crops]).mean(0)

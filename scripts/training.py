@@ -16,6 +16,7 @@ from training_data import Data, Split
 from crelu_deploy import checkpoint
 from crelu_deploy.models import build
 from crelu_deploy.models.sequential import Abs
+from crelu_deploy.preprocessing import Preprocessing
 
 MOMENTUM = 0.9
 EVALUATED = 256
@@ -241,10 +242,13 @@ class Run:
         self.epoch += 1
         self.save()
 
-    def write_checkpoint(self, classes: int) -> Path:
-        """Write the network as a file that ``crelu-export`` reads."""
+    def write_checkpoint(self, data: Data) -> Path:
+        """Write the network as a file that ``crelu-export`` reads, with how it reads pixels."""
         path = self.folder / "checkpoint.pt"
-        checkpoint.save(path, self.net, arch=self.settings.arch, num_classes=classes)
+        mean, deviation = (tuple((255 * x).flatten().tolist()) for x in data.statistics())
+        how = Preprocessing(mean, deviation)
+        arch, classes = self.settings.arch, data.classes
+        checkpoint.save(path, self.net, arch=arch, num_classes=classes, preprocessing=how)
         return path
 
 

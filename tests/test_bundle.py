@@ -319,6 +319,7 @@ FIELDS = {
     "outputs-null": ({"outputs": None}, "damaged"),
     "no-outputs": ({"outputs": MISSING}, "damaged (KeyError('outputs'))"),
     "no-sites": ({"sites": MISSING}, "damaged (KeyError('sites'))"),
+    "preprocessing": ({"preprocessing": {"mean": [0]}}, "has no mean, scale and bgr"),
     "no-targets": ({"targets": MISSING}, "damaged (KeyError('targets'))"),
     "targets-list": ({"targets": ["ort-cpu:auto"]}, "damaged"),
     "parent": ({"files": {"../secret": "0"}}, "'../secret' lies outside the bundle"),

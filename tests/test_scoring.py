@@ -151,7 +151,7 @@ def encoded(pixels, kind="PNG", mode=None) -> bytes:
 
 def preprocessing(**choices):
     pytest.importorskip("PIL")
-    from crelu_deploy.scoring.pixels import Preprocessing
+    from crelu_deploy.preprocessing import Preprocessing
 
     return Preprocessing(**choices)
 

@@ -22,8 +22,8 @@ pa = pytest.importorskip("pyarrow", reason="crelu score is not installed: crelu-
 Image = pytest.importorskip("PIL.Image", reason="crelu score is not installed: crelu-deploy[ray]")
 pytest.importorskip("onnxruntime")
 
+from crelu_deploy.preprocessing import Preprocessing  # noqa: E402
 from crelu_deploy.scoring import ledger, output  # noqa: E402
-from crelu_deploy.scoring.pixels import Preprocessing  # noqa: E402
 from crelu_deploy.scoring.shard import Job, Scorer, Shard, load_rows, run_rows  # noqa: E402
 
 RUN = ledger.Run("bundle", "inputs", "ort-cpu:auto", {"batch": 8}, 10, 2)

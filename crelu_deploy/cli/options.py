@@ -14,30 +14,17 @@ import click
 from crelu_deploy import profiles, shapes, targets
 from crelu_deploy.accuracy import Tolerance
 from crelu_deploy.cli.output import Output
+from crelu_deploy.cli.pixels import PIXELS, changes
 from crelu_deploy.cli.sizes import read_size
+from crelu_deploy.cli.text import Text
 from crelu_deploy.latency import Effort
 from crelu_deploy.lowerings import LOWERINGS
+from crelu_deploy.preprocessing import Changes
 from crelu_deploy.targets import AUTO, unknown
 
 Command = Callable[..., Any]
 
 FILE = click.Path(path_type=Path)
-
-
-class Text(click.ParamType):  # type: ignore[type-arg]
-    """Text in a form that ``check`` knows; its ``ValueError`` is a wrong usage."""
-
-    def __init__(self, name: str, check: Callable[[str], object]) -> None:
-        self.name = name
-        self.check = check
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the text, which whatever it is passed to reads again."""
-        try:
-            self.check(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        return value
 
 
 def _check_lowering(text: str) -> None:
@@ -122,11 +109,18 @@ class Export:
     opset: int
     samples: str
     seed: int
+    mean: str | None
+    scale: str | None
+    bgr: bool | None
 
     def arguments(self) -> dict[str, Any]:
         """Return keyword arguments of ``export`` and ``deploy``."""
         samples = int(self.samples) if self.samples.isdecimal() else Path(self.samples)
-        return {**vars(self), "samples": samples}
+        pixels = {"preprocessing": changes(self.mean, self.scale, self.bgr)}
+        own = {
+            name: value for name, value in vars(self).items() if name not in Changes.__annotations__
+        }
+        return {**own, "samples": samples, **pixels}
 
 
 @dataclass(frozen=True)
@@ -224,6 +218,7 @@ exporting = group(
         help="How many random inputs to verify on, or real ones by input name.",
     ),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+    *PIXELS,
 )
 
 limits = group(

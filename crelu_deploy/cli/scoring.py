@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,8 @@ import click
 from crelu_deploy.cli import options
 from crelu_deploy.cli.commands import OK, cli
 from crelu_deploy.cli.output import Output
+from crelu_deploy.cli.pixels import PIXELS, changes
+from crelu_deploy.cli.text import Text
 from crelu_deploy.scoring.inputs import missing
 from crelu_deploy.tables import counted, printable
 from crelu_deploy.targets import Target
@@ -24,42 +25,20 @@ POSITIVE, COUNT = click.IntRange(1), click.IntRange(0)
 TARGET = click.option(
     "-t",
     "--target",
-    type=options.Text("BACKEND[:LOWERING]", Target.parse),
+    type=Text("BACKEND[:LOWERING]", Target.parse),
     default="ort-cpu",
     show_default=True,
     help="What to run; it must be built.",
 )
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    """Read numbers with commas between them.
-
-    Raises:
-        ValueError: They are none.
-    """
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        numbers = (math.nan,)
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{text!r}: expected a number, or one per channel such as 104,117,123")
-    return numbers
-
-
-def _divisors(text: str) -> tuple[float, ...]:
-    numbers = _numbers(text)
-    if 0 in numbers:
-        raise ValueError(f"{text!r}: pixels cannot be divided by 0")
-    return numbers
-
-
 @dataclass(frozen=True)
 class Choices:
     """What becomes of pixels, and how the work is divided."""
 
-    mean: str
-    scale: str
-    bgr: bool
+    mean: str | None
+    scale: str | None
+    bgr: bool | None
     batch: int
     shard: int
     cpus: int
@@ -69,12 +48,11 @@ class Choices:
 
     def settings(self) -> Settings:
         """Return what the run is told."""
-        from crelu_deploy.scoring.pixels import Preprocessing
         from crelu_deploy.scoring.run import Settings
 
-        how = Preprocessing(_numbers(self.mean), _divisors(self.scale), self.bgr)
+        pixels = changes(self.mean, self.scale, self.bgr)
         return Settings(
-            *(self.batch, self.shard, how, self.cpus, self.gpus, self.address, self.max_errors)
+            *(self.batch, self.shard, pixels, self.cpus, self.gpus, self.address, self.max_errors)
         )
 
 
@@ -85,21 +63,7 @@ choices = options.group(
     click.option("--max-errors", type=COUNT, help="Stop when more rows than this fail."),
     click.option("--batch", type=POSITIVE, default=32, show_default=True, help="Rows a call."),
     click.option("--shard", type=POSITIVE, default=1024, show_default=True, help="Rows a file."),
-    click.option(
-        "--mean",
-        type=options.Text("NUMBERS", _numbers),
-        default="0",
-        show_default=True,
-        help="Subtracted from pixels 0..255.",
-    ),
-    click.option(
-        "--scale",
-        type=options.Text("NUMBERS", _divisors),
-        default="255",
-        show_default=True,
-        help="Then divides them.",
-    ),
-    click.option("--bgr", is_flag=True, help="Blue first, where the network was trained so."),
+    *PIXELS,
     click.option(
         "--cpus",
         type=POSITIVE,
@@ -143,7 +107,9 @@ def score(
 
 def _lines(done: Summary) -> list[str]:
     there = f", {done.resumed} of them were there" if done.resumed else ""
+    images = f"images   {done.preprocessing}"
     lines = [
+        *([images] if done.preprocessing else []),
         f"scored   {counted(done.rows, 'row')} in {counted(done.shards, 'file')}{there}",
         f"errors   {done.errors}",
     ]

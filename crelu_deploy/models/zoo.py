@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import nn
@@ -26,6 +26,7 @@ from crelu_deploy.models.tables import (
     nine,
     scaled,
 )
+from crelu_deploy.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Model:
         input_names: Names of the inputs, in order.
         output_names: Names of the outputs, in order.
         row: Its layers, where it is a row of a table.
+        preprocessing: How its published weights were trained to read pixels, where it is known.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Model:
     input_names: tuple[str, ...] = ("input",)
     output_names: tuple[str, ...] = ("logits",)
     row: Row | None = None
+    preprocessing: Preprocessing | None = None
 
 
 def _sequential(
@@ -83,8 +86,12 @@ def _models() -> list[Model]:
         Model(
             *("faceboxes", "faceboxes", 2, (1, 3, 720, 1080), FaceBoxes, "conf.1.weight"),
             output_names=("loc", "conf"),
+            preprocessing=Preprocessing((104.0, 117.0, 123.0), (1.0,), bgr=True),
         ),
-        _sequential("digits-crelu", "digits", digits, (1, 1, 28, 28), 10),
+        replace(
+            _sequential("digits-crelu", "digits", digits, (1, 1, 28, 28), 10),
+            preprocessing=Preprocessing(),
+        ),
     ]
 
 

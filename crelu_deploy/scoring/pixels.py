@@ -1,58 +1,19 @@
-"""Encoded images become inputs: ``(pixel - mean) / scale``, channel first."""
+"""Encoded images become inputs."""
 
 from __future__ import annotations
 
 import io
 import warnings
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from crelu_deploy.preprocessing import MODES, Preprocessing
 from crelu_deploy.runner import TensorSpec
 from crelu_deploy.scoring.inputs import Array
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-"""Channels to Pillow's name of them."""
-
 EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 """Modes with at most 8 bits a channel: of others, Pillow would cut the values off."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What is done with the pixels, which are 0 to 255, of the network's channels in order.
-
-    Attributes:
-        mean: Subtracted first: one number, or one per channel.
-        scale: Divided by then: one number, or one per channel. None is zero.
-        bgr: Blue first; red first otherwise.
-    """
-
-    mean: tuple[float, ...] = (0.0,)
-    scale: tuple[float, ...] = (255.0,)
-    bgr: bool = False
-
-    def check(self, spec: TensorSpec) -> None:
-        """Refuse what no image can be made for.
-
-        Raises:
-            ValueError: The input is no batch of images with 1, 3 or 4 channels first, or there are
-                more or fewer numbers than channels, or the element type does not hold 0 to 255.
-        """
-        channels = spec.shape[1] if len(spec.shape) == 4 else None
-        if channels not in MODES:
-            raise ValueError(
-                f"input {spec}: images go to inputs (N, C, H, W) with {list(MODES)} channels; "
-                "give arrays instead"
-            )
-        if not np.can_cast(np.uint8, spec.dtype):
-            raise ValueError(f"input {spec}: its type does not hold 0 to 255; give arrays instead")
-        if self.bgr and channels != 3:
-            raise ValueError(f"--bgr: input {spec} has {channels} channels, not 3")
-        for name, numbers in (("mean", self.mean), ("scale", self.scale)):
-            if len(numbers) not in (1, channels):
-                raise ValueError(f"--{name}: {len(numbers)} numbers for {channels} channels")
 
 
 def decode(content: bytes, spec: TensorSpec, how: Preprocessing) -> Array:

@@ -6,19 +6,27 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from crelu_deploy.bundle import MODEL, Bundle
 from crelu_deploy.errors import BuildError, UnsupportedModel
 from crelu_deploy.locking import reserved
 from crelu_deploy.pipeline import AnyTarget, parse_targets
+from crelu_deploy.preprocessing import Changes, Preprocessing, image_input
 from crelu_deploy.runner import TensorSpec
 from crelu_deploy.scoring.cluster import Share, connected, score_shards
-from crelu_deploy.scoring.inputs import IMAGES, Source, Span, cut, find_sources, fingerprint
+from crelu_deploy.scoring.inputs import (
+    FORMATS,
+    IMAGES,
+    Source,
+    Span,
+    cut,
+    find_sources,
+    fingerprint,
+)
 from crelu_deploy.scoring.ledger import Run, check_folder, claim, clean
 from crelu_deploy.scoring.output import Scored
-from crelu_deploy.scoring.pixels import Preprocessing
 from crelu_deploy.scoring.shard import Job, Shard
 from crelu_deploy.targets import BACKENDS, GPU, Target
 
@@ -35,7 +43,7 @@ class Settings:
     Attributes:
         batch: Rows of one call of the network.
         shard_rows: Rows of one file, the unit that is done again after a loss.
-        how: What becomes of pixels.
+        pixels: What becomes of them, where it is not what the bundle records.
         cpus: Cores of an actor: one runs the network, the others decode ahead.
         gpus: GPUs of an actor; None for one where the target needs one.
         address: Ray's, or None for a Ray of this machine alone.
@@ -44,7 +52,7 @@ class Settings:
 
     batch: int = 32
     shard_rows: int = 1024
-    how: Preprocessing = field(default_factory=Preprocessing)
+    pixels: Changes = field(default_factory=Changes)
     cpus: int = 1
     gpus: float | None = None
     address: str | None = None
@@ -63,6 +71,7 @@ class Summary:
         shards: Files.
         resumed: How many of the files were there already.
         seconds: This run took.
+        preprocessing: What became of pixels; None where no input is an image.
     """
 
     out: Path
@@ -72,6 +81,7 @@ class Summary:
     shards: int
     resumed: int
     seconds: float
+    preprocessing: Preprocessing | None = None
 
 
 def score(
@@ -109,11 +119,11 @@ def score(
     with reserved(place):
         done = claim(place, run)
         _check_errors(done, chosen.max_errors)
-        missing = [shard for shard in shards if shard.number not in done]
         start = time.perf_counter()
-        if missing:
+        if missing := [shard for shard in shards if shard.number not in done]:
             _score_missing(job, run, missing, done, chosen, progress)
-        return _summary(place, run, done, len(shards) - len(missing), time.perf_counter() - start)
+        summary = _summary(place, run, done, len(shards) - len(missing), start)
+    return replace(summary, preprocessing=job.how if _may_hold_images(shards) else None)
 
 
 def _score_missing(
@@ -153,10 +163,10 @@ def _plan(
     inputs = bundle.inputs
     batch = _batch(inputs, chosen.batch)
     sources = find_sources(data, inputs)
-    _check_images(inputs, sources, chosen.how)
+    how = replace(bundle.preprocessing or Preprocessing(), **chosen.pixels)
+    _check_images(inputs, sources, how)
     spans = (Span(source.path, 0, source.rows) for source in sources)
     shards = [Shard(i, part) for i, part in enumerate(cut(spans, chosen.shard_rows))]
-    how = chosen.how
     settings = {"batch": batch, "shard_rows": chosen.shard_rows, "pixels": vars(how)}
     rows = sum(source.rows for source in sources)
     network = _network_hash(bundle, target)
@@ -188,14 +198,15 @@ def _check_images(
     image = next((s.path for s in sources if Path(s.path).suffix.lower() in IMAGES), None)
     if image is None:
         return
-    if len(inputs) != 1:
-        raise UnsupportedModel(
-            f"{image}: an image is one input, the network has {len(inputs)}; give .npz or Parquet"
-        )
     try:
-        how.check(inputs[0])
+        how.check(image_input(inputs))
     except ValueError as error:
         raise UnsupportedModel(f"{image}: {error}") from error
+
+
+def _may_hold_images(shards: Iterable[Shard]) -> bool:
+    suffixes = (Path(span.path).suffix.lower() for shard in shards for span in shard.spans)
+    return any(FORMATS[suffix] != "arrays" for suffix in suffixes)
 
 
 def _network_hash(bundle: Bundle, target: Target) -> str:
@@ -252,12 +263,12 @@ def _first(done: dict[int, Scored]) -> str:
     return next((s.example for _, s in sorted(done.items()) if s.example), "")
 
 
-def _summary(out: Path, run: Run, done: dict[int, Scored], resumed: int, seconds: float) -> Summary:
+def _summary(out: Path, run: Run, done: dict[int, Scored], resumed: int, start: float) -> Summary:
     errors = sum(scored.errors for scored in done.values())
     if errors == run.rows:
         raise BuildError(f"not one of {run.rows} rows could be scored; the first: {_first(done)}")
-    summary = Summary(out, run.rows, errors, _first(done), run.shards, resumed, seconds)
     lost = run.shards - len(done)
     if lost:
         raise BuildError(f"{out}: {lost} shards were not finished; run this again")
-    return summary
+    seconds = time.perf_counter() - start
+    return Summary(out, run.rows, errors, _first(done), run.shards, resumed, seconds)

@@ -19,6 +19,7 @@ import numpy as np
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.errors import DeployError, UnsupportedModel
 from crelu_deploy.pipeline import load
+from crelu_deploy.preprocessing import Preprocessing
 from crelu_deploy.runner import Runner, TensorSpec
 from crelu_deploy.scoring.inputs import Array, Raw, Span, reader
 from crelu_deploy.scoring.output import (
@@ -31,7 +32,7 @@ from crelu_deploy.scoring.output import (
     schema_of,
     table_of,
 )
-from crelu_deploy.scoring.pixels import Preprocessing, decode
+from crelu_deploy.scoring.pixels import decode
 
 Row = Mapping[str, Array] | str
 """One row as the network takes it, or why it cannot be taken."""

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from crelu_deploy import __version__
+from crelu_deploy.preprocessing import Preprocessing
 from crelu_deploy.serving.models import MOUNT, PYTHON, Model
 
 IMAGE = "nvcr.io/nvidia/tritonserver:<release>-py3"
 
 
-def readme(name: str, models: Sequence[Model]) -> str:
-    """Return the text for a repository's models."""
+def readme(name: str, models: Sequence[Model], images: Preprocessing | None) -> str:
+    """Return the text for a repository's models, and for how images become their input."""
     parts = [
         f"# Models of {name}",
         f"Written by crelu-deploy {__version__}. Every target was verified against PyTorch's "
         "recorded outputs before.",
         _table(models),
+        *([f"Images become the input as `{images}`: clients do that."] if images else []),
         *_container(models),
         *_bare(models),
         "`config.pbtxt` says how requests are batched. The files in `warmup/` are a recorded "

@@ -89,7 +89,8 @@ def write_repository(
             progress(f"package {target}")
             sizes = preferred_sizes(bundle, target, _limit(bundle, target, largest))
             models += write_models(stage, Served(bundle, target, network, sizes, stem))
-        (stage / "README.md").write_text(readme(stem, models), encoding="utf-8")
+        text = readme(stem, models, bundle.preprocessing)
+        (stage / "README.md").write_text(text, encoding="utf-8")
         write_marker(stage, models)
     return Repository(path, tuple(models))
 
