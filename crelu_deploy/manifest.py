@@ -95,7 +95,7 @@ def _is_site(entry: dict[str, Any]) -> bool:
 
 def _is_target(entry: dict[str, Any]) -> bool:
     counts = entry.get("layers", {}).values()
-    told = all(_texts(entry.get(key, {})) for key in ("lowerings", "reasons"))
+    told = all(_texts(entry[key]) for key in ("lowerings", "reasons"))
     return told and all(type(count) is int for count in counts)
 
 

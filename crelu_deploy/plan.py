@@ -117,24 +117,32 @@ CPU = Rule()
 
 
 def by_rule(model: ir.Model, rule: Rule = CPU) -> dict[str, str]:
-    """Return site -> lowering by the length of its producer's sums, without measuring.
+    """Return site -> lowering by channels, readers and the producer's sums, without measuring.
 
-    Where folding does not pay, it is ``complement`` if the consumers allow it, else ``depthwise``
-    where the channels fill their blocks, else ``mirror``.
+    Where the channels fill their blocks and only convolutions read them, ``split``. Elsewhere
+    ``fold`` where it pays; else ``complement`` if the consumers allow it, else ``depthwise`` where
+    the channels fill their blocks, else ``mirror``.
     """
     plans = fold.plans(site_nodes(model))
-    choice = {name: "fold" if _pays(plan, rule) else "complement" for name, plan in plans.items()}
+    choice = {site: "split" for site, plan in plans.items() if _fills_blocks(plan, rule)}
+    for site in plans.keys() - choice.keys() | _refusing(model, choice, "split"):
+        choice[site] = "fold" if _pays(plans[site], rule) else "complement"
     for site in _refusing(model, choice, "complement"):
         choice[site] = "depthwise" if _fills_blocks(plans[site], rule) else "mirror"
     for site in _refusing(model, choice, "depthwise"):
         choice[site] = "mirror"
-    return choice
+    return {site: choice[site] for site in plans}
 
 
-def _refusing(model: ir.Model, choice: Mapping[str, str], lowering: str) -> list[str]:
+def folding_pays(model: ir.Model, rule: Rule = CPU) -> dict[str, bool]:
+    """Return for each site whether it can be folded and the producer's sums are short enough."""
+    return {site: _pays(plan, rule) for site, plan in fold.plans(site_nodes(model)).items()}
+
+
+def _refusing(model: ir.Model, choice: Mapping[str, str], lowering: str) -> set[str]:
     """Return the sites that cannot have the lowering chosen for them."""
     asked = {site: chosen for site, chosen in choice.items() if chosen == lowering}
-    return list(lower(model, asked).reasons) if asked else []
+    return set(lower(model, asked).reasons) if asked else set()
 
 
 def _fills_blocks(plan: fold.Plan | str, rule: Rule) -> bool:

@@ -2,8 +2,8 @@
 
 In int8 the forms differ in accuracy too. Folded or mirrored, a site is quantised after its
 activation, so that all 256 levels lie where values are; ``primitive`` and ``depthwise`` also
-quantise the signed map before it, and ``complement`` makes the negative half by a subtraction that
-adds up the errors of both its terms.
+quantise the signed map before it, and ``complement`` and ``split`` make the negative half by a
+subtraction that adds up the errors of both its terms.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from crelu_deploy.environment import cpu_name, versions
 from crelu_deploy.errors import BuildError
 from crelu_deploy.lowerings import fold
 from crelu_deploy.lowerings.sitenode import site_nodes
-from crelu_deploy.plan import CPU, Rule, by_rule
+from crelu_deploy.plan import CPU, Rule, by_rule, folding_pays
 from crelu_deploy.staging import write_text
 from crelu_deploy.targets import GPU
 
@@ -30,10 +30,7 @@ TENSOR_CORES = Rule(block=1, whole=256, padded=256)
 
 def folds_that_pay(model: ir.Model, rule: Rule = CPU) -> dict[str, str]:
     """Return site -> ``fold`` where that pays in float32 too, else ``mirror``."""
-    return {
-        site: "fold" if lowering == "fold" else "mirror"
-        for site, lowering in by_rule(model, rule).items()
-    }
+    return {site: "fold" if pays else "mirror" for site, pays in folding_pays(model, rule).items()}
 
 
 def folds(model: ir.Model) -> dict[str, str]:

@@ -32,8 +32,30 @@ PRIMITIVE, AUTO = "ort-cpu:primitive", "ort-cpu:auto"
 GLUE = ("Relu", "Neg", "Concat", "ReorderInput", "ReorderOutput")
 """What stands between a site's convolution and the next layer; depthwise convolutions too."""
 
-Event = tuple[str, float, list[int]]
-"""Operator, microseconds, and the shape of the weights or []."""
+
+@dataclass(frozen=True)
+class Kernel:
+    """What ran once.
+
+    Attributes:
+        operator: Its type.
+        microseconds: How long it ran.
+        shapes: Of its inputs.
+    """
+
+    operator: str
+    microseconds: float
+    shapes: Sequence[Sequence[int]]
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is a convolution that sums over channels."""
+        return self.operator.endswith("Conv") and list(self.shapes[1][1:]) != [1, 1, 1]
+
+    @property
+    def adds(self) -> bool:
+        """Whether it adds maps to its own: the second of the two that ``split`` makes of one."""
+        return self.is_layer and any(len(shape) > 1 for shape in self.shapes[2:])
 
 
 @dataclass(frozen=True)
@@ -70,11 +92,11 @@ class Profiled:
         self.session.run(None, self.feeds)
         self.runs += 1
 
-    def rounds(self) -> list[list[Event]]:
+    def rounds(self) -> list[list[Kernel]]:
         """End profiling and return the kernels of each run but the first two, in their order."""
         events = json.loads(Path(self.session.end_profiling()).read_text(encoding="utf-8"))
         kernels = [
-            (e["args"]["op_name"], float(e["dur"]), _weight_shape(e["args"]))
+            Kernel(e["args"]["op_name"], float(e["dur"]), _shapes_of(e["args"]))
             for e in events
             if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")
         ]
@@ -82,9 +104,8 @@ class Profiled:
         return [kernels[i * size : (i + 1) * size] for i in range(2, self.runs)]
 
 
-def _weight_shape(arguments: Mapping[str, Any]) -> list[int]:
-    shapes = [next(iter(entry.values())) for entry in arguments["input_type_shape"]]
-    return shapes[1] if len(shapes) > 1 else []
+def _shapes_of(arguments: Mapping[str, Any]) -> list[list[int]]:
+    return [next(iter(entry.values())) for entry in arguments["input_type_shape"]]
 
 
 @dataclass(frozen=True)
@@ -150,17 +171,20 @@ def _shapes(
     return shapes | {name: y.shape for name, y in zip(inner, found, strict=True)}
 
 
-def site_time(kernels: Sequence[Event], wanted: Sequence[int]) -> float:
+def site_time(kernels: Sequence[Kernel], wanted: Sequence[int]) -> float:
     """Return the microseconds of one run's kernels that belong to the wanted convolutions."""
-    index, inside, total = -1, False, 0.0
-    for operator, microseconds, weight in kernels:
-        depthwise = operator.endswith("Conv") and weight[1:] == [1, 1, 1] and index >= 0
-        if operator.endswith("Conv") and not depthwise:
-            index += 1
-            inside = index in wanted
-        elif operator not in GLUE and not depthwise and operator != "MaxPool":
-            inside = False
-        total += microseconds if inside and operator != "MaxPool" else 0.0
+    layer, site, total = -1, -1, 0.0
+    for i, kernel in enumerate(kernels):
+        if kernel.is_layer:
+            layer += not kernel.adds
+            total += kernel.microseconds if layer in wanted else 0.0
+            following = next((k for k in kernels[i + 1 :] if k.is_layer), None)
+            if following is None or not following.adds:
+                site = layer  # else what lies between two halves still belongs to the site before
+        elif kernel.operator in GLUE or kernel.operator.endswith("Conv"):
+            total += kernel.microseconds if site in wanted else 0.0
+        elif kernel.operator != "MaxPool":
+            site = -1
     return total
 
 
@@ -205,7 +229,7 @@ def measure(
 
 
 def _median_conv(session: Profiled) -> float:
-    runs = [sum(t for op, t, _ in kernels if op == "Conv") for kernels in session.rounds()]
+    runs = [sum(k.microseconds for k in run if k.operator == "Conv") for run in session.rounds()]
     return float(np.median(runs))
 
 

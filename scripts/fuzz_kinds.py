@@ -121,7 +121,7 @@ def _onnx(rng: random.Random) -> dict[str, bytes]:
 
 
 def _onnx_commands(rng: random.Random) -> Commands:
-    form = rng.choice(("auto", "mirror", "fold", "complement", "depthwise", "primitive"))
+    form = rng.choice(("auto", "mirror", "fold", "split", "complement", "depthwise", "primitive"))
     prune = ("--prune",) if rng.random() < 0.3 else ()
     inspect = "inspect", "file", "-q"
     return inspect, ("optimize", "file", "-q", "-o", "out/o.onnx", "--lowering", form, *prune)

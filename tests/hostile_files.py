@@ -414,7 +414,11 @@ MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
     "notes-number": ({"notes": [1]}, "damaged"),
     "targets-lowerings": ({"targets": {"ort-cpu:auto": {"lowerings": {"a": 5}}}}, "damaged"),
     "targets-reasons": ({"targets": {"ort-cpu:auto": {"reasons": "abc"}}}, "damaged"),
-    "targets-unknown": ({"targets": {ESCAPES: {}}}, "unknown target 'a"),
+    "targets-empty": ({"targets": {"ort-cpu:auto": {}}}, "damaged .KeyError.'lowerings"),
+    "targets-unknown": (
+        {"targets": {ESCAPES: {"lowerings": {}, "reasons": {}}}},
+        "unknown target 'a",
+    ),
     "announced-list": ({"announced": ["model.onnx"]}, "damaged"),
     "announced-foreign": ({"announced": {"../x": "0"}}, "damaged"),
     "plans-number": ({"plans": 5}, "damaged"),

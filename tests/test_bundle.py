@@ -261,11 +261,12 @@ def test_where_a_target_is(made, target, file):
 
 def test_a_target_is_written_beside_the_model_and_recorded(made):
     files = made.write(made.model, PRIMITIVE)
-    made.record(files, targets={str(PRIMITIVE): {}})
+    entry = {"lowerings": {}, "reasons": {}}
+    made.record(files, targets={str(PRIMITIVE): entry})
     assert files == (made.path / "targets" / "ort-cpu-primitive.onnx",)
     opened = Bundle.open(made.path)
     assert "targets/ort-cpu-primitive.onnx" in opened.manifest["files"]
-    assert opened.manifest["targets"] == {"ort-cpu:primitive": {}}
+    assert opened.manifest["targets"] == {"ort-cpu:primitive": entry}
     assert opened.inputs == made.inputs
 
 

@@ -89,6 +89,10 @@ def test_wrong_usage(
 FAILED: dict[str, tuple[str, str]] = {
     "no-model": ("export none.pt", "none.pt: no such file"),
     "no-onnx": ("inspect none.onnx", "none.onnx: no such file"),
+    "long": (
+        f"inspect {'long/' * 500}none.onnx",
+        r"^error: .{750} \.\.\. .{727}none.onnx: no such file$",
+    ),
     "no-original": ("optimize none.onnx -o out.onnx", "none.onnx: no such file"),
     "no-bundle": ("verify none", "none: not a bundle, it has no manifest.json; run: crelu export"),
     "no-bundle-2": ("bench folder", "folder: not a bundle"),

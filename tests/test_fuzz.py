@@ -109,9 +109,9 @@ def _assert_close(actual: Outputs, expected: Outputs, where: str, *, exact: bool
 
 
 def _compare(network: Network, result: Lowered) -> None:
-    """Compare the outputs; ``complement`` rounds, and makes NaN of an infinity."""
+    """Compare the outputs; ``complement`` and ``split`` round, and make NaN of an infinity."""
     after = ir.to_proto(result.model)
-    rounds = "complement" in result.applied.values()
+    rounds = not {"complement", "split"}.isdisjoint(result.applied.values())
     x = np.nan_to_num(network.x, posinf=2, neginf=-2) if rounds else network.x
     for level in (OFF, ALL) if network.dtype != np.float64 else ():  # it lacks many kernels
         exact = network.exact and not rounds and not (network.blocked and level == ALL)

@@ -52,7 +52,7 @@ CHAIN = Case(
     {"w": (6, 4, 3, 3), "b": (6,), "v": (12, 5)},
 )
 SITES = {"first": ("conv1", "conv2"), "second": ("conv2", "conv3")}
-LOWERED = ("fold", "depthwise", "complement", "mirror", "function", "primitive")
+LOWERED = ("fold", "depthwise", "split", "complement", "mirror", "function", "primitive")
 
 
 def bundle_of(path: Path, network: ir.Model) -> Bundle:
@@ -117,6 +117,12 @@ def swapped(lowered: ir.Model, site: str, lowering: str) -> None:
         for index in (1, 2)[: len(producer.inputs) - 1]:
             change(producer, index, lambda a: np.roll(a, len(a) // 2, axis=0))
         return
+    if lowering == "split":
+        halves = [lowered.graph.node(f"{SITES[site][1]}/Conv{end}") for end in ("", "_1")]
+        first, second = (half.inputs[0] for half in halves)
+        halves[0].replace_input_with(0, second)
+        halves[1].replace_input_with(0, first)
+        return
     concat = next(node for node in scope(lowered, site) if node.op_type == "Concat")
     first, second = concat.inputs
     concat.replace_input_with(0, second)
@@ -136,6 +142,8 @@ def wrong_weight(lowered: ir.Model, site: str, lowering: str) -> None:
         change(lowered.graph.node(producer), 1, scaled(np.s_[7:8]))
     elif lowering == "complement":
         change(lowered.graph.node(consumer), 1, scaled(np.s_[:, 8]))
+    elif lowering == "split":
+        change(lowered.graph.node(f"{consumer}/Conv_1"), 1, scaled(np.s_[:, 2]))
     else:
         node = next(node for node in scope(lowered, site) if node.op_type == "Conv")
         change(node, 1, scaled(np.s_[2:3]))
@@ -144,7 +152,7 @@ def wrong_weight(lowered: ir.Model, site: str, lowering: str) -> None:
 FAULTS = [
     *((swapped, name) for name in LOWERED),
     *((without_relu, name) for name in LOWERED),
-    *((wrong_weight, name) for name in ("fold", "depthwise", "complement")),
+    *((wrong_weight, name) for name in ("fold", "depthwise", "split", "complement")),
 ]
 
 
@@ -158,7 +166,7 @@ def test_a_fault_in_a_lowered_site(fault, lowering: str, site: str, tmp_path: Pa
     expected = "first" if lowering == "function" else site
     assert (found.first.where, found.first.sites) == ("in", (expected,))
     assert next(e.site for e in found.sites if not e.comparison.passed) == expected
-    behind = lowering == "complement"
+    behind = lowering in ("split", "complement")
     assert found.first.node == (f"Conv {SITES[site][1]}" if behind else f"CReLU {expected}")
     assert not found.first.comparison.passed
 

@@ -126,8 +126,12 @@ def test_the_form_in_the_graph(name: str) -> None:
     assert str(y.shape) == "[N,12,5,7]"
 
 
+ROUNDING = ("split", "complement")
+"""They rewrite the consumers' weights."""
+
+
 @pytest.mark.parametrize("opset", [7, 10, 11, 13, 15, 18, 21, 25])
-@pytest.mark.parametrize("name", [name for name in LOWERINGS if name != "complement"])
+@pytest.mark.parametrize("name", [name for name in LOWERINGS if name not in ROUNDING])
 def test_opsets(name: str, opset: int) -> None:
     original = model(CONV, site_text("clip" if opset >= 15 else "elu"), opset=opset)
     lowered = lower(original, name)
@@ -173,12 +177,12 @@ def test_each_site_has_its_own_lowering(first: str, second: str) -> None:
     original = model(TWO)
     lowered = lower(original, {"first": first, "site": second})
     check(lowered.model)
-    behind = "primitive" if second == "complement" else second  # it is an output of the graph
+    behind = "primitive" if second in ROUNDING else second  # it is an output of the graph
     assert lowered.applied == {"first": first, "site": behind}
     assert bool(lowered.model.functions) == ("function" in (first, second))
     x = values("x", IMAGE)
     actual, expected = run(lowered.model, x)[0], run(original, x)[0]
-    atol = 1e-5 if first == "complement" else 0
+    atol = 1e-5 if first in ROUNDING else 0
     np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
 
 

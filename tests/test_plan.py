@@ -78,12 +78,12 @@ def test_every_site_is_decided_for_itself_and_the_model_is_kept():
     )
     network = model(case)
     before = [node.op_type for node in network.graph]
-    assert by_rule(network) == {"first": "fold", "site": "depthwise"}
+    assert by_rule(network) == {"first": "split", "site": "depthwise"}
     assert [node.op_type for node in network.graph] == before
 
 
-@pytest.mark.parametrize(("channels", "lowering"), [(64, "complement"), (40, "complement")])
-def test_a_wide_site_that_only_convolutions_read_is_complemented(channels, lowering):
+@pytest.mark.parametrize(("channels", "lowering"), [(64, "split"), (40, "complement")])
+def test_a_wide_site_that_only_convolutions_read(channels, lowering):
     case = Case(
         "p = Conv(x, w) [wide] q = crelu_deploy.CReLU<axis=1>(p) z = Conv(q, v)",
         (1, 32, 9, 9),

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
+LONGEST = 1500
+"""Characters of an error's line."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code; a user's mistake costs one line."""
@@ -74,5 +77,7 @@ def _out_of_memory(error: MemoryError) -> str:
 
 def _failed(code: int, message: str) -> int:
     line = " ".join(message.split())
+    if len(line) > LONGEST:  # it quotes a name out of a file; the way out is at its end
+        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
     print(f"error: {''.join(c if c.isprintable() else '?' for c in line)}", file=sys.stderr)
     return code

@@ -21,6 +21,7 @@ from crelu_deploy.lowerings import (
     mirror,
     plugin,
     primitive,
+    split,
 )
 from crelu_deploy.lowerings.concats import JoinConcats
 from crelu_deploy.lowerings.editing import Editor
@@ -31,6 +32,7 @@ Lowering = Callable[[Editor, Mapping[str, SiteNode]], Mapping[str, str]]
 LOWERINGS: Mapping[str, Lowering] = {
     "fold": fold.lower,
     "depthwise": depthwise.lower,
+    "split": split.lower,
     "complement": complement.lower,
     "mirror": mirror.lower,
     "function": function.lower,

@@ -36,13 +36,18 @@ def lower(editor: Editor, sites: Mapping[str, SiteNode]) -> dict[str, str]:
     refused = {}
     for name, site in sites.items():
         try:
-            _lower(editor, site)
+            rewrite(editor, site)
         except Refusal as refusal:
             refused[name] = str(refusal)
     return refused
 
 
-def _lower(editor: Editor, site: SiteNode) -> None:
+def rewrite(editor: Editor, site: SiteNode) -> None:
+    """Rewrite one site; a site that is refused stays as it is.
+
+    Raises:
+        Refusal: See ``lower``.
+    """
     if site.affine or site.activation != "relu":
         raise Refusal(f"{site.node.op_type} is no plain relu")
     if any(is_onnx(node, "MaxPool") for node in site.y.consumers()):
