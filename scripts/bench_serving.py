@@ -42,7 +42,13 @@ def main() -> None:
     found = environment.provide(given.server_env or environment.default_folder(), print)
     address = Address(http=given.port, grpc=given.port + 1, metrics=given.port + 2)
     with tempfile.TemporaryDirectory() as folder:
-        made = package(given.bundle, Path(folder) / "models", [given.target], largest=given.batch)
+        made = package(
+            given.bundle,
+            Path(folder) / "models",
+            [given.target],
+            largest=given.batch,
+            instances=given.instances,
+        )
         (name,) = (model.name for model in made.models if model.backend == PYTHON)
         with serve(made.path, [name], found, address):
             before, start = counters(address, name), processor_seconds(os.getpid())
@@ -72,6 +78,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--batch", type=int, default=16, help="the largest that is formed")
+    parser.add_argument("--instances", type=int, default=1, help="copies of the model")
     parser.add_argument("--port", type=int, default=18000, help="the first of three")
     parser.add_argument("--shared-memory", action="store_true", help="for the inputs")
     parser.add_argument("--server-env", type=Path)

@@ -20,7 +20,7 @@ from crelu_deploy.errors import BackendUnavailable, UnsupportedModel
 from crelu_deploy.runner import TensorSpec
 from crelu_deploy.samples import Sample, save_samples
 from crelu_deploy.serving import environment
-from crelu_deploy.serving.config import model_config
+from crelu_deploy.serving.config import model_config, use_onnxruntime
 from crelu_deploy.serving.repository import package, write_repository
 from crelu_deploy.serving.server import Address, last_error
 from crelu_deploy.serving.signature import Signature, preferred_sizes
@@ -114,6 +114,14 @@ def test_without_a_batch_axis_requests_run_one_by_one():
     assert [(list(t.dims), t.data_type) for t in config.input] == [([1, 4], 9), ([], 11)]
     assert [(list(t.dims), t.data_type) for t in config.output] == [([-1, 4], 1)]
     assert [warm.batch_size for warm in config.model_warmup] == [1]
+
+
+@pytest.mark.parametrize(("instances", "threads"), [(1, "0"), (2, "1")])
+def test_several_instances_have_one_thread_each(instances, threads):
+    config = model_config("m", "p", FIXED, sizes=(), gpu=False, instances=instances)
+    assert [group.count for group in config.instance_group] == [instances]
+    use_onnxruntime(config, "model.onnx")
+    assert config.parameters["intra_op_thread_count"].string_value == threads
 
 
 def test_a_type_that_triton_lacks_is_refused():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,18 +17,63 @@ from crelu_deploy.cli.output import Output
 from crelu_deploy.tables import add, printable, section
 
 if TYPE_CHECKING:
+    from crelu_deploy.serving.environment import Environment
     from crelu_deploy.serving.models import Model
     from crelu_deploy.serving.repository import Repository
     from crelu_deploy.serving.server import Address, Server
 
 PORT = click.IntRange(1, 65535)
 
-LARGEST = click.option(
-    "--max-batch",
-    type=click.IntRange(1),
-    default=16,
-    show_default=True,
-    help="The largest batch that the server forms.",
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of a model runs at a time."""
+
+    max_batch: int
+    instances: int
+
+    def arguments(self) -> dict[str, int]:
+        """Return keyword arguments of ``package``."""
+        return {"largest": self.max_batch, "instances": self.instances}
+
+
+sizes = options.group(
+    "sizes",
+    Sizes,
+    click.option(
+        "--max-batch",
+        type=click.IntRange(1),
+        default=16,
+        show_default=True,
+        help="The largest batch that the server forms.",
+    ),
+    click.option(
+        "--instances",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Copies of a model that run at a time; of several, each has one thread.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where a server listens."""
+
+    host: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+
+
+listening = options.group(
+    "listening",
+    Listening,
+    click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen."),
+    click.option("--http-port", type=PORT, default=8000, show_default=True),
+    click.option("--grpc-port", type=PORT, default=8001, show_default=True),
+    click.option("--metrics-port", type=PORT, default=8002, show_default=True),
 )
 
 
@@ -34,11 +81,9 @@ LARGEST = click.option(
 @click.argument("bundle", type=options.FILE)
 @click.option("--triton", "out", type=options.FILE, required=True, help="The folder to write.")
 @options.TARGETS
-@LARGEST
+@sizes
 @options.output
-def package(
-    bundle: Path, out: Path, targets: tuple[str, ...], max_batch: int, output: Output
-) -> int:
+def package(bundle: Path, out: Path, targets: tuple[str, ...], sizes: Sizes, output: Output) -> int:
     """Write a Triton model repository that serves targets of a bundle; ort-cpu by default."""
     from crelu_deploy.serving import repository
 
@@ -47,7 +92,7 @@ def package(
             bundle,
             out,
             targets or repository.DEFAULT,
-            largest=max_batch,
+            **sizes.arguments(),
             progress=output.progress,
         )
         table = section(
@@ -66,11 +111,8 @@ def _package_json(made: Repository) -> dict[str, object]:
 @cli.command(epilog="Example: crelu serve faceboxes.crelu -t ort-cpu")
 @click.argument("bundle", type=options.FILE)
 @options.TARGETS
-@LARGEST
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
-@click.option("--http-port", type=PORT, default=8000, show_default=True)
-@click.option("--grpc-port", type=PORT, default=8001, show_default=True)
-@click.option("--metrics-port", type=PORT, default=8002, show_default=True)
+@sizes
+@listening
 @click.option(
     "--server-env",
     type=options.FILE,
@@ -82,55 +124,42 @@ def _package_json(made: Repository) -> dict[str, object]:
 def serve(
     bundle: Path,
     targets: tuple[str, ...],
-    max_batch: int,
-    host: str,
-    http_port: int,
-    grpc_port: int,
-    metrics_port: int,
+    sizes: Sizes,
+    listening: Listening,
     server_env: Path | None,
     verbose: bool,
     output: Output,
 ) -> int:
     """Serve targets of a bundle with a real Triton, for a trial; Ctrl-C ends it."""
+    from crelu_deploy.serving import environment, repository
     from crelu_deploy.serving.server import Address
 
     # A plain kill must not leave the server running either.
     signal.signal(signal.SIGTERM, _interrupt)
-    address = Address(host, http_port, grpc_port, metrics_port)
-    with output:
+    address = Address(*dataclasses.astuple(listening))
+    with output, tempfile.TemporaryDirectory(prefix="crelu-repository-") as folder:
         address.check()
-        _serve(bundle, targets, max_batch, address, server_env, verbose, output)
+        wanted, place = targets or repository.DEFAULT, Path(folder) / "models"
+        made = repository.package(
+            bundle, place, wanted, **sizes.arguments(), progress=output.progress
+        )
+        found = environment.provide(server_env or environment.default_folder(), output.progress)
+        _serve(made, address, found, verbose, output)
     return OK
 
 
 def _serve(
-    bundle: Path,
-    targets: tuple[str, ...],
-    max_batch: int,
-    address: Address,
-    server_env: Path | None,
-    verbose: bool,
-    output: Output,
+    made: Repository, address: Address, found: Environment, verbose: bool, output: Output
 ) -> None:
-    """Package into a temporary folder and serve that until the user ends it."""
-    from crelu_deploy.serving import environment, repository, server
+    """Serve what the server's Python backend runs, until the user ends it."""
+    from crelu_deploy.serving import server
     from crelu_deploy.serving.models import PYTHON
 
-    with tempfile.TemporaryDirectory(prefix="crelu-repository-") as folder:
-        made = repository.package(
-            bundle,
-            Path(folder) / "models",
-            targets or repository.DEFAULT,
-            largest=max_batch,
-            progress=output.progress,
-        )
-        place = server_env or environment.default_folder()
-        found = environment.provide(place, output.progress)
-        models = [model for model in made.models if model.backend == PYTHON]
-        output.progress("start Triton")
-        names = [model.name for model in models]
-        with server.serve(made.path, names, found, address, verbose=verbose) as running:
-            _await_end(running, models, output)
+    models = [model for model in made.models if model.backend == PYTHON]
+    output.progress("start Triton")
+    names = [model.name for model in models]
+    with server.serve(made.path, names, found, address, verbose=verbose) as running:
+        _await_end(running, models, output)
 
 
 def _await_end(running: Server, models: list[Model], output: Output) -> None:

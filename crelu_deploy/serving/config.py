@@ -39,9 +39,15 @@ _TYPES = {
 
 
 def model_config(
-    name: str, backend: str, signature: Signature, *, sizes: Sequence[int], gpu: bool
+    name: str,
+    backend: str,
+    signature: Signature,
+    *,
+    sizes: Sequence[int],
+    gpu: bool,
+    instances: int = 1,
 ) -> Config:
-    """Return what every model has: tensors, batching, one instance, versions, warm-up.
+    """Return what every model has: tensors, batching, instances, versions, warm-up.
 
     Args:
         name: The model's name, which is its folder's too.
@@ -50,6 +56,7 @@ def model_config(
         sizes: The batch sizes to form, ascending; the last is the largest allowed. Without any, or
             without a batch axis, requests are run one by one.
         gpu: Whether it runs on the first GPU.
+        instances: Copies of it that run at a time; of several, each has one thread.
 
     Raises:
         UnsupportedModel: Triton has no such element type.
@@ -67,7 +74,7 @@ def model_config(
         config.dynamic_batching.preferred_batch_size.extend(sizes)
     kinds = schema.ModelInstanceGroup
     place = {"kind": kinds.KIND_GPU, "gpus": [0]} if gpu else {"kind": kinds.KIND_CPU}
-    config.instance_group.add(count=1, **place)
+    config.instance_group.add(count=instances, **place)
     for size in dict.fromkeys((1, max(batch, 1))):
         _warm_up(config, signature, size)
     return config
@@ -108,7 +115,8 @@ def use_onnxruntime(config: Config, file: str) -> None:
     """Name the file; all graph optimisations are on unless a configuration says otherwise."""
     config.default_model_filename = file
     # 0: ONNX Runtime takes every core; operators run one after the other.
-    set_parameters(config, intra_op_thread_count="0", execution_mode="0")
+    threads = "0" if config.instance_group[0].count == 1 else "1"
+    set_parameters(config, intra_op_thread_count=threads, execution_mode="0")
 
 
 def use_cuda(config: Config) -> None:

@@ -69,6 +69,7 @@ class Served:
         signature: The network's tensors.
         sizes: The batch sizes that a server is to form.
         stem: What the models' names begin with.
+        instances: Copies of each model that run at a time.
     """
 
     bundle: Bundle
@@ -76,6 +77,7 @@ class Served:
     signature: Signature
     sizes: tuple[int, ...]
     stem: str
+    instances: int = 1
 
     @property
     def name(self) -> str:
@@ -97,8 +99,10 @@ class Served:
 
     def config(self, name: str, backend: str) -> configs.Config:
         """Return the part of a model's configuration that does not depend on its backend."""
-        gpu = BACKENDS[self.target.backend] in GPU
-        return configs.model_config(name, backend, self.signature, sizes=self.sizes, gpu=gpu)
+        gpu, instances = BACKENDS[self.target.backend] in GPU, self.instances
+        return configs.model_config(
+            name, backend, self.signature, sizes=self.sizes, gpu=gpu, instances=instances
+        )
 
 
 def write_models(folder: Path, served: Served) -> list[Model]:

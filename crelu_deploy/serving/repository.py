@@ -50,6 +50,7 @@ def package(
     targets: Sequence[AnyTarget] = DEFAULT,
     *,
     largest: int = LARGEST_BATCH,
+    instances: int = 1,
     progress: Progress = silent,
 ) -> Repository:
     """Write a model repository that serves some targets of a bundle.
@@ -59,6 +60,8 @@ def package(
         out: The folder to write; a repository that was written before is replaced.
         targets: What to serve. Each must agree with PyTorch.
         largest: The largest batch that the server forms; an engine may have a lower limit.
+        instances: Copies of each model that run at a time. One has every core; of several, each
+            has one thread, which takes longer for a request and less of the cores for all.
         progress: Told what is being done.
 
     Raises:
@@ -71,11 +74,19 @@ def package(
     wanted = tuple(dict.fromkeys(parse_targets(targets)))
     for target in wanted:
         admit(opened, target, progress)
-    return write_repository(opened, path, wanted, largest=largest, progress=progress)
+    return write_repository(
+        opened, path, wanted, largest=largest, instances=instances, progress=progress
+    )
 
 
 def write_repository(
-    bundle: Bundle, path: Path, targets: Sequence[Target], *, largest: int, progress: Progress
+    bundle: Bundle,
+    path: Path,
+    targets: Sequence[Target],
+    *,
+    largest: int,
+    instances: int = 1,
+    progress: Progress,
 ) -> Repository:
     """Write the repository of targets that were admitted, to a place that was checked.
 
@@ -88,7 +99,7 @@ def write_repository(
         for target in targets:
             progress(f"package {target}")
             sizes = preferred_sizes(bundle, target, _limit(bundle, target, largest))
-            models += write_models(stage, Served(bundle, target, network, sizes, stem))
+            models += write_models(stage, Served(bundle, target, network, sizes, stem, instances))
         text = readme(stem, models, bundle.preprocessing)
         (stage / "README.md").write_text(text, encoding="utf-8")
         write_marker(stage, models)

@@ -27,8 +27,11 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self._batched = config["max_batch_size"] > 0
         folder = Path(args["model_repository"]) / args["model_version"] / "bundle"
+        target = config["parameters"]["target"]["string_value"]
+        # One copy has every core. Several share the cores best where each keeps to one thread.
+        threads = 1 if config["instance_group"][0]["count"] > 1 else None
         try:
-            self._runner = load(folder, config["parameters"]["target"]["string_value"])
+            self._runner = load(folder, target, threads=threads)
         except Exception as error:
             raise triton.TritonModelException(str(error)) from error
 
