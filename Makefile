@@ -61,7 +61,8 @@ test-serve: $(TESTED)
 	$(INSTALL) --no-deps kserve
 	$(BIN)/python -c "from crelu_deploy.serving.environment import default_folder, provide; provide(default_folder(), print)"
 	$(BIN)/pytest tests/test_triton_repository.py tests/test_triton_server.py tests/test_scoring.py \
-	  tests/test_scoring_shards.py tests/test_scoring_cluster.py tests/test_kubernetes.py
+	  tests/test_scoring_shards.py tests/test_scoring_cluster.py tests/test_preprocessing.py \
+	  tests/test_kubernetes.py
 
 # --no-deps: these packages would bring a CUDA build of PyTorch or the whole of TensorRT.
 plugins: $(TESTED)

@@ -12,8 +12,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from crelu_deploy import deploy, load, render
+from crelu_deploy import deploy, load
 from crelu_deploy.latency import Effort
+from crelu_deploy.render import stages
 
 TARGETS = (
     "torch",
@@ -56,7 +57,7 @@ def main(checkpoint: Path, samples: Path, out: Path) -> int:
     table.add_column("right", justify="right")
     for target in TARGETS:
         table.add_row(target, accuracy(out, target, images, labels))
-    for part in render.deployment_parts(done):
+    for part in stages.deployment_parts(done):
         console.print(part, markup=False)
         console.print()
     console.print(table)

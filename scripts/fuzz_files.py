@@ -32,8 +32,9 @@ import torch
 
 import crelu_deploy.deployment
 import crelu_deploy.planner  # noqa: F401
-from crelu_deploy import cli, render  # noqa: F401
+from crelu_deploy import cli
 from crelu_deploy.cli import commands, planning  # noqa: F401
+from crelu_deploy.render import stages  # noqa: F401
 
 SECONDS = 60
 MEMORY = 3 << 30

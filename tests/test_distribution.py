@@ -89,7 +89,7 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel: Path) -> None:
     info = f"crelu_deploy-{__version__}.dist-info/"
     sources = {str(p.relative_to(ROOT)) for p in (ROOT / "crelu_deploy").rglob("*.py")}
     packaged = {name for name in names(wheel) if not name.startswith(info)}
-    assert packaged == sources | {"crelu_deploy/py.typed", "crelu_deploy/report_template.html"}
+    assert packaged == sources | {"crelu_deploy/py.typed", "crelu_deploy/report/template.html"}
     assert f"{info}licenses/LICENSE" in names(wheel)
 
 

@@ -13,7 +13,7 @@ from crelu_deploy import machine
 from crelu_deploy.cli import run
 from crelu_deploy.doctor import BROKEN, MISSING, OK, Health, diagnose
 from crelu_deploy.machine import FEATURES, examine, features
-from crelu_deploy.render_health import health_json, health_parts
+from crelu_deploy.render.health import health_json, health_parts
 from crelu_deploy.targets import BACKENDS
 
 

@@ -10,7 +10,6 @@ import pytest
 from bundles import write_bundle
 from rich.console import Console
 
-from crelu_deploy import render
 from crelu_deploy.backends import engines
 from crelu_deploy.backends.onnxruntime_cuda import provider_settings
 from crelu_deploy.cli import run
@@ -18,7 +17,8 @@ from crelu_deploy.cli.options import Running
 from crelu_deploy.cli.sizes import read_size
 from crelu_deploy.latency import Effort, Latency
 from crelu_deploy.pipeline import bench
-from crelu_deploy.report_content import _timings
+from crelu_deploy.render import stages
+from crelu_deploy.report.content import _timings
 from crelu_deploy.results import Benchmark, Build, Row
 from crelu_deploy.targets import BASELINE, Options, Target
 
@@ -100,22 +100,22 @@ def shown(part: object) -> str:
 
 def test_the_gpus_time_is_beside_the_wall_time():
     found = Benchmark(WHERE, (CPU, GPU), (), {"trt-fp16:fold batch 9": "too large"})
-    text = shown(render.benchmark_table(found))
+    text = shown(stages.benchmark_table(found))
     assert "GPU" in text
     assert "0.25 ms" in text
     assert "not timed: too large" in text
     assert "with the copies" not in text
     assert "with the copies to and from a GPU" in shown(
-        render.benchmark_table(replace(found, end_to_end=True))
+        stages.benchmark_table(replace(found, end_to_end=True))
     )
-    assert "GPU" not in shown(render.benchmark_table(replace(found, rows=(CPU,), refused={})))
+    assert "GPU" not in shown(stages.benchmark_table(replace(found, rows=(CPU,), refused={})))
 
 
 def test_the_layers_of_an_engine_are_shown():
     done = Build(GPU.target, 1.0, {"a": "plugin"}, layers={"CaskConvolution": 2, "PluginV3": 1})
-    text = shown(render.builds_table([done]))
+    text = shown(stages.builds_table([done]))
     assert "1 plugin; final layers: 2 CaskConvolution, 1 PluginV3" in text
-    assert render.builds_json([done])["targets"][0]["layers"] == {
+    assert stages.builds_json([done])["targets"][0]["layers"] == {
         "CaskConvolution": 2,
         "PluginV3": 1,
     }
@@ -124,12 +124,12 @@ def test_the_layers_of_an_engine_are_shown():
 def test_json_and_report_have_the_gpus_time_where_there_is_one(folder):
     effort = Effort(runs=5, warmup=1, seconds=1)
     found = bench(folder, ["ort-cpu:primitive"], Options(threads=1), effort=effort, end_to_end=True)
-    data = render.benchmark_json(found)
+    data = stages.benchmark_json(found)
     assert data["end_to_end"] is True
     assert "gpu_ms" not in data["rows"][0]
     (row,) = found.rows
     both = (row, replace(row, latency=replace(row.latency, gpu=0.125)))
-    rows = render.benchmark_json(replace(found, rows=both))["rows"]
+    rows = stages.benchmark_json(replace(found, rows=both))["rows"]
     assert [r.get("gpu_ms") for r in rows] == [None, 0.125]
     table = _timings(rows)
     at = table.columns.index("GPU>")

@@ -45,7 +45,7 @@ COSTS = {
     "import crelu_deploy.pipeline": set(),
     "import crelu_deploy.cli": set(),
     "import crelu_deploy.cli.commands": {"rich", "click"},
-    "import crelu_deploy.render": {"rich"},
+    "import crelu_deploy.render.stages": {"rich"},
     "import crelu_deploy.backends.onnxruntime": {"onnxruntime"},
     "import torch.nn.modules, crelu_deploy.nn": {"torch"},
 }

@@ -16,11 +16,11 @@ from crelu_deploy.bundle import REPORTS, check_destination, contents
 from crelu_deploy.cli import run
 from crelu_deploy.errors import UnsupportedModel
 from crelu_deploy.report import collect, read_report, save_report, write_report
-from crelu_deploy.report_content import page
-from crelu_deploy.report_html import to_html
-from crelu_deploy.report_markdown import plain, to_markdown
-from crelu_deploy.report_parts import Cell, Page, Range, Ranges, Section, Table
-from crelu_deploy.report_plots import decades, ranges, rounded
+from crelu_deploy.report.content import page
+from crelu_deploy.report.html import to_html
+from crelu_deploy.report.markdown import plain, to_markdown
+from crelu_deploy.report.parts import Cell, Page, Range, Ranges, Section, Table
+from crelu_deploy.report.plots import decades, ranges, rounded
 
 ONE = Options(threads=1)
 VOID = {"meta", "link", "br", "img"}

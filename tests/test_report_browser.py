@@ -14,8 +14,8 @@ from reports import hostile, measured
 
 from crelu_deploy import Options
 from crelu_deploy.report import collect
-from crelu_deploy.report_content import page
-from crelu_deploy.report_html import to_html
+from crelu_deploy.report.content import page
+from crelu_deploy.report.html import to_html
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import click
 
-from crelu_deploy import __version__, render
+from crelu_deploy import __version__
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.cli import options
 from crelu_deploy.cli.output import Output
 from crelu_deploy.cli.results import REPRODUCE, calibrated, finish, look_into
 from crelu_deploy.errors import CheckpointError
+from crelu_deploy.render import stages
 from crelu_deploy.tables import printable
 
 OK, FAILED = 0, 1
@@ -52,7 +53,7 @@ def export(
             progress=output.progress,
             **exporting.arguments(),
         )
-        output.result(render.export_json(bundle), *render.export_parts(bundle))
+        output.result(stages.export_json(bundle), *stages.export_parts(bundle))
     return OK
 
 
@@ -73,7 +74,7 @@ def inspect(file: Path, output: Output) -> int:
     with output:
         output.progress("recognise CReLU")
         found = optimizer.inspect(file)
-        output.result(render.inspection_json(found), *render.inspection_tables(found))
+        output.result(stages.inspection_json(found), *stages.inspection_tables(found))
     return OK
 
 
@@ -110,7 +111,7 @@ def optimize(
             tolerance=limits.tolerance,
             progress=output.progress,
         )
-        output.result(render.optimized_json(done), *render.optimized_parts(done, out))
+        output.result(stages.optimized_json(done), *stages.optimized_parts(done, out))
     return OK
 
 
@@ -133,7 +134,7 @@ def build(
     with output:
         settings = running.options(trust=trust)
         done = pipeline.build(bundle, targets or ("ort-cpu",), settings, progress=output.progress)
-        output.result(render.builds_json(done), render.builds_table(done))
+        output.result(stages.builds_json(done), stages.builds_table(done))
     return verdict({str(b.target): b.error for b in done if b.error}, len(done))
 
 
@@ -166,8 +167,8 @@ def verify(
         found = pipeline.verify(
             opened, targets, settings, tolerance=tolerance, progress=output.progress
         )
-        data = render.verifications_json(found)
-        parts: list[object] = [render.verifications_table(found, len(opened.samples))]
+        data = stages.verifications_json(found)
+        parts: list[object] = [stages.verifications_table(found, len(opened.samples))]
         if locate:
             data["located"], more = look_into(opened, found, settings, tolerance, reproduce, output)
             parts += more
@@ -206,8 +207,8 @@ def bench(
             progress=output.progress,
         )
         more, parts = finish(opened, found, settings, measuring, limits.tolerance, output)
-        data = {**render.benchmark_json(found), **more}
-        output.result(data, render.benchmark_table(found), *parts)
+        data = {**stages.benchmark_json(found), **more}
+        output.result(data, stages.benchmark_table(found), *parts)
     failed = {str(v.target): v.error for v in found.verifications if not v.passed}
     return verdict({**failed, **found.refused}, len(found.verifications))
 
@@ -249,8 +250,8 @@ def deploy(
         )
         results = done.bundle, done.benchmark
         more, parts = finish(*results, settings, measuring, limits.tolerance, output)
-        data = {**render.deployment_json(done), **more}
-        output.result(data, *render.deployment_parts(done), *parts)
+        data = {**stages.deployment_json(done), **more}
+        output.result(data, *stages.deployment_parts(done), *parts)
     return verdict(dict.fromkeys(done.failed, ""), len(done.builds))
 
 
@@ -259,14 +260,15 @@ def deploy(
 @options.output
 def doctor(calibrate: bool, output: Output) -> int:
     """Say which backends work on this machine and how to get the others."""
-    from crelu_deploy import doctor, render_health
+    from crelu_deploy import doctor
     from crelu_deploy.machine import examine
+    from crelu_deploy.render import health
 
     with output:
         output.progress("load every runtime")
         found, machine = doctor.diagnose(), examine()
-        data = render_health.health_json(found, machine)
-        parts: list[object] = [*render_health.health_parts(found, machine)]
+        data = health.health_json(found, machine)
+        parts: list[object] = [*health.health_parts(found, machine)]
         if calibrate:
             data["calibration"], more = calibrated(output)
             parts += more

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crelu_deploy import render_inverse, render_paper
 from crelu_deploy.cli import options
 from crelu_deploy.cli.commands import OK, cli
 from crelu_deploy.cli.output import Output
 from crelu_deploy.errors import BackendUnavailable, UnsupportedModel
+from crelu_deploy.render import inverse, paper
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -39,7 +39,7 @@ def zoo(classes: int, output: Output) -> int:
         from crelu_deploy.models import entries
 
         rows = entries(classes=classes)
-        output.result(render_paper.zoo_json(rows), *render_paper.zoo_tables(rows))
+        output.result(paper.zoo_json(rows), *paper.zoo_tables(rows))
     return OK
 
 
@@ -170,8 +170,8 @@ def pairing(subject: Subject, draws: int, seed: int) -> int:
         for name, weight in weights.items()
         if (weight.flatten(1) != 0).any(dim=1).sum() > 1
     }
-    table = render_paper.pairing_table(found)
-    data = render_paper.pairing_json(found)
+    table = paper.pairing_table(found)
+    data = paper.pairing_json(found)
     return subject.finish("pairing", data, [table], lambda p, path: p.plot_pairing(found, path))
 
 
@@ -182,8 +182,8 @@ def outgoing(subject: Subject) -> int:
     from crelu_deploy.analysis.outgoing import correlate
 
     found = {name: correlate(reader.weight) for name, reader in readers.items()}
-    table = render_paper.outgoing_table(found)
-    data = render_paper.outgoing_json(found)
+    table = paper.outgoing_table(found)
+    data = paper.outgoing_json(found)
     return subject.finish("outgoing", data, [table], lambda p, path: p.plot_outgoing(found, path))
 
 
@@ -194,7 +194,7 @@ def signs(subject: Subject) -> int:
     from crelu_deploy.analysis.signs import compare_signs
 
     found = {name: compare_signs(reader.weight) for name, reader in readers.items()}
-    table, data = render_paper.signs_table(found), render_paper.signs_json(found)
+    table, data = paper.signs_table(found), paper.signs_json(found)
     return subject.finish("signs", data, [table], lambda p, path: p.plot_signs(found, path))
 
 
@@ -218,8 +218,8 @@ def invariance(subject: Subject, data: str | None, rate: float | None, best: flo
     found = analysis.score_layers(net, images, layers, rate=rate, best=best)
     terms = {"rate": rate, "best": best, "images": len(images), "data": data or "noise"}
     terms |= {"minimum": analysis.MINIMUM, "moves": analysis.MOVES, "position": "centre"}
-    table = render_paper.invariance_table(found, terms)
-    record = render_paper.invariance_json(found, terms)
+    table = paper.invariance_table(found, terms)
+    record = paper.invariance_json(found, terms)
     return subject.finish("invariance", record, [table], lambda p, f: p.plot_invariance(found, f))
 
 
@@ -243,8 +243,8 @@ def reconstruction(subject: Subject, data: str | None, depth: int) -> int:
     layers, stacks = invert_layers(stages, image), invert_stacks(stages, image)
     return subject.finish(
         "reconstruction",
-        {"data": data or "noise", **render_inverse.reconstruction_json(layers, stacks)},
-        [*render_inverse.reconstruction_tables(layers, stacks)],
+        {"data": data or "noise", **inverse.reconstruction_json(layers, stacks)},
+        [*inverse.reconstruction_tables(layers, stacks)],
         lambda p, path: p.plot_reconstruction(image, stacks, path),
     )
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from crelu_deploy import render
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.cli import options
 from crelu_deploy.cli.commands import cli, verdict
 from crelu_deploy.cli.output import Output
 from crelu_deploy.plan import Plan
+from crelu_deploy.render import stages
 from crelu_deploy.targets import Target
 
 
@@ -50,5 +50,5 @@ def plan(
             made.save(out)
         target = Target.parse(planner.BACKEND)
         (built,) = pipeline.build(opened, [target], settings, progress=output.progress)
-        output.result(render.plan_json(made, built), *render.plan_tables(made, built))
+        output.result(stages.plan_json(made, built), *stages.plan_tables(made, built))
     return verdict({str(target): built.error} if built.error else {}, 1)

@@ -38,7 +38,8 @@ def look_into(
 
     What shows each of them is written to ``folder``, where Polygraphy is installed.
     """
-    from crelu_deploy import locating, render_located, reproducing
+    from crelu_deploy import locating, reproducing
+    from crelu_deploy.render.located import located_json, located_parts
 
     data, parts = list[dict[str, Any]](), list[object]()
     for v in found:
@@ -55,8 +56,8 @@ def look_into(
                 )
             except BackendUnavailable as error:
                 said = str(error)
-        data.append(render_located.located_json(located, said))
-        parts += render_located.located_parts(located, said, passed=v.passed)
+        data.append(located_json(located, said))
+        parts += located_parts(located, said, passed=v.passed)
     return data, parts
 
 
@@ -71,12 +72,13 @@ def finish(
     """Write the report and, if asked to, measure with all cores busy; as JSON and as text."""
     data, parts = dict[str, Any](), list[object]()
     if measuring.throughput:
-        from crelu_deploy import render, throughput
+        from crelu_deploy import throughput
+        from crelu_deploy.render import stages
 
         seconds = measuring.seconds
         loads = throughput.loads(bundle, found, settings, seconds=seconds, progress=output.progress)
-        data["throughput"] = render.loads_json(loads)
-        parts.append(render.loads_table(loads))
+        data["throughput"] = stages.loads_json(loads)
+        parts.append(stages.loads_table(loads))
     output.progress("report")
     return data, [*parts, _report(bundle, found, settings.threads, tolerance)]
 
@@ -96,9 +98,10 @@ def _report(
 
 def calibrated(output: Output) -> tuple[dict[str, Any], list[object]]:
     """Fit the rule of ``auto`` to this processor and keep it; as JSON and as text."""
-    from crelu_deploy import calibration, render_health, rules
+    from crelu_deploy import calibration, rules
+    from crelu_deploy.render import health
 
     found = calibration.calibrate(Options(threads=1), progress=output.progress)
     file = rules.keep(found.rule)
-    data = render_health.calibration_json(found, file)
-    return data, [render_health.calibration_table(found), f"kept in {printable(str(file))}"]
+    data = health.calibration_json(found, file)
+    return data, [health.calibration_table(found), f"kept in {printable(str(file))}"]

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from crelu_deploy.recognition_axes import UNKNOWN, Layout, extent, normalized
-from crelu_deploy.recognition_shapes import Size, place, reshaped
-from crelu_deploy.recognition_structure import Regions, Step, Undecided
+from crelu_deploy.recognition.axes import UNKNOWN, Layout, extent, normalized
+from crelu_deploy.recognition.shapes import Size, place, reshaped
+from crelu_deploy.recognition.structure import Regions, Step, Undecided
 
 _MOST_STEPS = 6
 

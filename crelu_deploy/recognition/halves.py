@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from crelu_deploy.probe import Array
-from crelu_deploy.recognition_fit import Piece
-from crelu_deploy.recognition_structure import Refused, Undecided
+from crelu_deploy.recognition.fit import Piece
+from crelu_deploy.recognition.probe import Array
+from crelu_deploy.recognition.structure import Refused, Undecided
 
 
 @dataclass(frozen=True)

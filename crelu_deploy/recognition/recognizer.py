@@ -11,25 +11,15 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from crelu_deploy.op import DOMAIN
-from crelu_deploy.recognition_axes import annotate
-from crelu_deploy.recognition_rewrite import (
+from crelu_deploy.recognition.axes import annotate
+from crelu_deploy.recognition.rewrite import (
     SPELLING,
     Names,
     attach_functions,
     import_domain,
     rewrite,
 )
-from crelu_deploy.recognition_sites import NearMiss, OpaqueSite, survey
-
-__all__ = [
-    "NearMiss",
-    "OpaqueSite",
-    "Recognition",
-    "RecognizeCReLU",
-    "near_misses",
-    "recognize",
-    "spelling",
-]
+from crelu_deploy.recognition.sites import NearMiss, OpaqueSite, survey
 
 
 @dataclass(frozen=True)

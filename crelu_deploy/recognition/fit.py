@@ -15,9 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from crelu_deploy.op import ACTIVATIONS
-from crelu_deploy.probe import Array, rounded
-from crelu_deploy.recognition_constants import Frame
-from crelu_deploy.recognition_structure import Refused, Regions, Step
+from crelu_deploy.recognition.constants import Frame
+from crelu_deploy.recognition.probe import Array, rounded
+from crelu_deploy.recognition.structure import Refused, Regions, Step
 
 _FAR, _NEAR = 2.0**100, 2.0**15  # powers of two: what is divided by them is not rounded
 _GRID = (

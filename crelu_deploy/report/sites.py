@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from crelu_deploy.report_parts import Cell, Part, Table, code_cell, number_cell, verdict_cell
+from crelu_deploy.report.parts import Cell, Part, Table, code_cell, number_cell, verdict_cell
 from crelu_deploy.targets import BASELINE
 
 JSON = Mapping[str, Any]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from crelu_deploy.probe import OPS, Array
+from crelu_deploy.recognition.probe import OPS, Array
 
 _DEEPEST = 16
 _MOST_ELEMENTS = 1 << 22

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from crelu_deploy.probe import OPS, Array, evaluate
-from crelu_deploy.recognition_constants import Constants, Frame
+from crelu_deploy.recognition.constants import Constants, Frame
+from crelu_deploy.recognition.probe import OPS, Array, evaluate
 
 _MOST_NODES = 24
 """Regions with more nodes than this are not looked at, which keeps the search linear."""

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from crelu_deploy.report_parts import (
+from crelu_deploy.report.parts import (
     Cell,
     Curve,
     Curves,
@@ -20,7 +20,7 @@ from crelu_deploy.report_parts import (
     number_cell,
     verdict_cell,
 )
-from crelu_deploy.report_sites import error_parts, operator_parts, site_parts
+from crelu_deploy.report.sites import error_parts, operator_parts, site_parts
 from crelu_deploy.tables import counted
 from crelu_deploy.targets import BASELINE
 

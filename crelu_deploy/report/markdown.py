@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from crelu_deploy.report_parts import Cell, Curves, Page, Part, Ranges, Table
+from crelu_deploy.report.parts import Cell, Curves, Page, Part, Ranges, Table
 from crelu_deploy.tables import printable
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#!|~&$])")

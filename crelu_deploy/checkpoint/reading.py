@@ -14,7 +14,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from crelu_deploy.checkpoint_format import Format
+from crelu_deploy.checkpoint.format import Format
 from crelu_deploy.errors import CheckpointError
 
 _CORRUPT = "is a {} that is corrupt or cut off: copy or download it again"

@@ -12,8 +12,8 @@ from crelu_deploy.accuracy import Comparison
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.optimizer import Inspection, Optimized
 from crelu_deploy.plan import MEASURED, Plan
-from crelu_deploy.render_build import builds_json as builds_json
-from crelu_deploy.render_build import builds_table as builds_table
+from crelu_deploy.render.build import builds_json as builds_json
+from crelu_deploy.render.build import builds_table as builds_table
 from crelu_deploy.results import Benchmark, Build, Load, Verification
 from crelu_deploy.sites import Site
 from crelu_deploy.tables import Section, add, counted, printable, section

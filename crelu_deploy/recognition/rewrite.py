@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from crelu_deploy.op import ACTIVATIONS, DOMAIN, NODE_TYPES, VERSION, function
-from crelu_deploy.probe import Array
-from crelu_deploy.recognition_halves import Form
+from crelu_deploy.recognition.halves import Form
+from crelu_deploy.recognition.probe import Array
 
 SPELLING = "crelu_deploy.spelling"
 """The key in a canonical node's ``metadata_props`` under which its spelling is kept."""

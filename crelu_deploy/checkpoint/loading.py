@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from crelu_deploy.checkpoint_format import Format, detect, located
-from crelu_deploy.checkpoint_read import read
-from crelu_deploy.checkpoint_weights import (
+from crelu_deploy.checkpoint.format import Format, detect, located
+from crelu_deploy.checkpoint.reading import read
+from crelu_deploy.checkpoint.weights import (
     KEY,
     VERSION,
     check_finite,
@@ -36,8 +36,6 @@ from crelu_deploy.checkpoint_weights import (
 from crelu_deploy.errors import BuildError, CheckpointError
 from crelu_deploy.models import build, classes, find, identify
 from crelu_deploy.preprocessing import Preprocessing
-
-__all__ = ["Format", "Loaded", "detect", "load", "save"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from crelu_deploy.recognition_structure import Regions
+from crelu_deploy.recognition.structure import Regions
 
 Size: TypeAlias = int | str | None
 _Sizes = list[Size]

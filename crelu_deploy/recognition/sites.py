@@ -13,8 +13,7 @@ from itertools import combinations
 import numpy as np
 import onnx_ir as ir
 
-from crelu_deploy.probe import FLOATS
-from crelu_deploy.recognition_axes import (
+from crelu_deploy.recognition.axes import (
     UNKNOWN,
     Layout,
     extent,
@@ -22,13 +21,14 @@ from crelu_deploy.recognition_axes import (
     layouts,
     normalized,
 )
-from crelu_deploy.recognition_constants import Constants, Frame
-from crelu_deploy.recognition_fit import Piece, piece
-from crelu_deploy.recognition_halves import Pair, form, pair, same_activation, spelled
-from crelu_deploy.recognition_joins import Join, joined
-from crelu_deploy.recognition_rewrite import Site, has_body
-from crelu_deploy.recognition_structure import Refused, Regions, Undecided, readers
-from crelu_deploy.recognition_tail import Tail, Tails, reading
+from crelu_deploy.recognition.constants import Constants, Frame
+from crelu_deploy.recognition.fit import Piece, piece
+from crelu_deploy.recognition.halves import Pair, form, pair, same_activation, spelled
+from crelu_deploy.recognition.joins import Join, joined
+from crelu_deploy.recognition.probe import FLOATS
+from crelu_deploy.recognition.rewrite import Site, has_body
+from crelu_deploy.recognition.structure import Refused, Regions, Undecided, readers
+from crelu_deploy.recognition.tail import Tail, Tails, reading
 
 _MOST_PARTS = 4
 

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from crelu_deploy import render
 from crelu_deploy.accuracy import REDUCED, Limits, Tolerance, compare, worst_of
 from crelu_deploy.bundle import REPORTS, Bundle
 from crelu_deploy.errors import DeployError, UnsupportedModel
@@ -20,10 +19,11 @@ from crelu_deploy.locating import locate
 from crelu_deploy.locking import locked
 from crelu_deploy.modelfile import read_file
 from crelu_deploy.pipeline import load
-from crelu_deploy.render_located import comparison_json
-from crelu_deploy.report_content import page
-from crelu_deploy.report_html import to_html
-from crelu_deploy.report_markdown import to_markdown
+from crelu_deploy.render import stages
+from crelu_deploy.render.located import comparison_json
+from crelu_deploy.report.content import page
+from crelu_deploy.report.html import to_html
+from crelu_deploy.report.markdown import to_markdown
 from crelu_deploy.results import Benchmark, Verification
 from crelu_deploy.targets import BACKENDS, Options, Target
 
@@ -112,12 +112,12 @@ def collect(
             _target(bundle, verification, row, options, tolerance)
             for verification, row in _rows(benchmark.verifications)
         ],
-        "bench": render.benchmark_json(benchmark),
+        "bench": stages.benchmark_json(benchmark),
     }
 
 
 def _rows(found: Sequence[Verification]) -> list[tuple[Verification, JSON]]:
-    return list(zip(found, render.verifications_json(found)["targets"], strict=True))
+    return list(zip(found, stages.verifications_json(found)["targets"], strict=True))
 
 
 def _source(manifest: JSON) -> JSON | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from crelu_deploy.accuracy import Comparison
 from crelu_deploy.locating import Difference, Located
-from crelu_deploy.render import number
+from crelu_deploy.render.stages import number
 from crelu_deploy.tables import Section, add, counted, printable, section
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from html import escape
 
-from crelu_deploy.report_parts import Curve, Curves, Range, Ranges
+from crelu_deploy.report.parts import Curve, Curves, Range, Ranges
 from crelu_deploy.tables import printable
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 700, 310, 70, 20, 15, 65

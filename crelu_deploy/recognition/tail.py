@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from crelu_deploy.recognition_constants import Frame
-from crelu_deploy.recognition_fit import Fit, Piece, activation, line
-from crelu_deploy.recognition_structure import Refused, Regions, Step, readers
+from crelu_deploy.recognition.constants import Frame
+from crelu_deploy.recognition.fit import Fit, Piece, activation, line
+from crelu_deploy.recognition.structure import Refused, Regions, Step, readers
 
 _MOST_STEPS = 12
 _MOST_PARTS = 5

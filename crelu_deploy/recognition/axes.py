@@ -14,8 +14,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from crelu_deploy.op import DOMAIN, NODE_TYPES
-from crelu_deploy.probe import FLOATS, OPS
-from crelu_deploy.recognition_constants import stored
+from crelu_deploy.recognition.constants import stored
+from crelu_deploy.recognition.probe import FLOATS, OPS
 
 Extent = int | str | None
 

@@ -7,8 +7,8 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from crelu_deploy.report_parts import Cell, Curves, Page, Part, Ranges, Section, Table
-from crelu_deploy.report_plots import curves, ranges
+from crelu_deploy.report.parts import Cell, Curves, Page, Part, Ranges, Section, Table
+from crelu_deploy.report.plots import curves, ranges
 from crelu_deploy.tables import printable
 
 LONG = 24
@@ -17,7 +17,7 @@ LONG = 24
 
 def to_html(page: Page) -> str:
     """Return the text of ``report.html``."""
-    template = files("crelu_deploy").joinpath("report_template.html").read_text(encoding="utf-8")
+    template = files("crelu_deploy.report").joinpath("template.html").read_text(encoding="utf-8")
     return Template(template).substitute(
         title=text(page.title),
         state="good" if page.passed else "bad",
