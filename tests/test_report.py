@@ -110,6 +110,18 @@ def test_what_the_data_say(shared) -> None:
     assert json.loads(json.dumps(data)) == data
 
 
+def test_decisions_and_images_are_told_where_they_are_known(shared) -> None:
+    _, data = shared
+    first = {**data["targets"][0], "agreement": {"output": "y", "equal": 7, "rows": 9}}
+    told = {**data, "targets": [first, *data["targets"][1:]], "images": "(pixel - 0) / 255"}
+    rows = [line for line in to_markdown(page(told)).splitlines() if line.startswith("| `ort-cpu")]
+    assert " 7/9 " in rows[0]
+    assert " - " in rows[1]
+    assert "| images become |" in to_markdown(page(told))
+    assert data["images"] is None
+    assert "images become" not in to_markdown(page(data))
+
+
 def test_what_is_read_is_what_was_written(reported: Path) -> None:
     bundle = Bundle.open(reported)
     data = read_report(bundle)

@@ -74,6 +74,7 @@ def _targets(data: JSON) -> Table:
                 verdict_cell(target["passed"]),
                 number_cell(target["score"], ".2f"),
                 number_cell(target["max_abs"], ".1e"),
+                Cell(_decisions(target)),
                 number_cell(timed.get("median_ms"), ".2f", " ms"),
                 number_cell(timed.get("ratio"), ".2f", " x"),
                 Cell(target["worst"] or ""),
@@ -81,11 +82,16 @@ def _targets(data: JSON) -> Table:
         )
     batch = data["bench"]["rows"][0]["batch"] if data["bench"]["rows"] else 1
     caption = (
-        f"Every target: its distance from PyTorch's outputs (score 1.00 is the limit) and its "
-        f"latency at batch {batch}; the ratio is time over that of {BASELINE}"
+        f"Every target: its distance from PyTorch's outputs (score 1.00 is the limit), its equal "
+        f"decisions and its latency at batch {batch}; the ratio is time over that of {BASELINE}"
     )
-    columns = ("target", "verdict", "score>", "max error>", "median>", "ratio>", "worst element")
-    return Table(caption, columns, tuple(rows))
+    errors, times = ("score>", "max error>", "decisions>"), ("median>", "ratio>")
+    return Table(caption, ("target", "verdict", *errors, *times, "worst element"), tuple(rows))
+
+
+def _decisions(target: JSON) -> str:
+    agreement = target.get("agreement")
+    return f"{agreement['equal']}/{agreement['rows']}" if agreement else "-"
 
 
 def _latency(bench: JSON) -> list[Part]:
@@ -160,6 +166,7 @@ def _environment(data: JSON) -> list[Part]:
         "opset": data["opset"],
         "inputs": "; ".join(data["inputs"]),
         "outputs": ", ".join(data["outputs"]),
+        "images become": data.get("images"),
         "checkpoint": source.get("path"),
         "checkpoint sha256": source.get("sha256"),
         "architecture": source.get("arch"),

@@ -102,6 +102,7 @@ def collect(
         "opset": manifest.get("opset"),
         "inputs": [str(spec) for spec in bundle.inputs],
         "outputs": list(bundle.outputs),
+        "images": None if bundle.preprocessing is None else str(bundle.preprocessing),
         "samples": len(bundle.samples),
         "source": _source(manifest),
         "notes": manifest.get("notes", []),
