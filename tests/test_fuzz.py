@@ -204,6 +204,13 @@ FOUND = {
         " c = Concat<axis=-2>(v, n) y = Relu(c)",
         ["CReLU"],
     ),
+    "channels that were put in another order are still channels": (
+        "double[N,4,3,2] x",
+        "v = BatchNormalization(x, of4, of4, of4, of4) n = Neg(v) a = Unsqueeze(v, two)"
+        " b = Unsqueeze(n, two) c = Concat<axis=2>(a, b) r = Reshape(c, to8) s = Relu(r)"
+        " t = Transpose<perm=[3,2,1,0]>(s) m = Neg(t) d = Concat<axis=2>(t, m) y = Relu(d)",
+        ["CReLU", "CReLU"],
+    ),
     "an attribute is a float32": (
         "double[N,4] x",
         "n = Neg(x) c = Concat<axis=1>(x, n) m = Mul(c, slope) y = Max(c, m)",

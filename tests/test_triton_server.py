@@ -94,14 +94,14 @@ def export_bundle(name: str, folder: Path) -> Path:
     return export(file, folder / name, inputs=["1x3x256x256"], samples=3).path
 
 
-@pytest.fixture(scope="module", params=["digits", "faceboxes"])
+@pytest.fixture(scope="module", params=[("digits", 1), ("digits", 2), ("faceboxes", 1)], ids=str)
 def network(request, tmp_path_factory):
     """A running server on a trained network: the bundle, the model's name, the address."""
-    found = server_environment()
-    folder = tmp_path_factory.mktemp(request.param)
-    bundle = export_bundle(request.param, folder)
-    made, address = package(bundle, folder / "models"), free_address()
-    name = f"{request.param}-ort-cpu-auto-python"
+    found, (stem, instances) = server_environment(), request.param
+    folder = tmp_path_factory.mktemp(stem)
+    bundle = export_bundle(stem, folder)
+    made, address = package(bundle, folder / "models", instances=instances), free_address()
+    name = f"{stem}-ort-cpu-auto-python"
     with serve(made.path, [name], found, address):
         yield bundle, name, address
 

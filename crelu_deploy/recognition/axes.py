@@ -218,6 +218,11 @@ def _broadcast_shape(inputs: list[Layout], rank: int) -> tuple[Extent, ...]:
     return tuple(single)
 
 
+def _gather(node: ir.Node, inputs: list[Layout]) -> Layout:
+    """A list of places puts entries in another order and moves no axis."""
+    return _resized(node, inputs) if inputs[1].rank == 1 else UNKNOWN
+
+
 _CHANGING = ("Slice", "Split", "Concat", "Pad", "DepthToSpace", "SpaceToDepth", "Resize")
 _RULES: Mapping[str, Rule] = {
     **dict.fromkeys(OPS, _broadcast),
@@ -238,6 +243,7 @@ _RULES: Mapping[str, Rule] = {
     "Conv": _convolution,
     "ConvTranspose": _transposed_convolution,
     "Flatten": _flatten,
+    "Gather": _gather,
     "Gemm": _gemm,
     "MatMul": _matmul,
     "Reshape": _reshape,
