@@ -135,11 +135,22 @@ def by_measurement(
     mix = _improve(search, {**uniform, "rule": rule}[best], able, progress)
     progress("plan: confirm")
     simple = min(uniform, key=lambda name: ratios[name])
-    last = {BASELINE: uniform[BASELINE], simple: uniform[simple], "rule": rule, "mix": mix}
+    last = _distinct(
+        {BASELINE: uniform[BASELINE], simple: uniform[simple], "rule": rule, "mix": mix}
+    )
     final = search.race(last, budget / 8)
     fastest = min(final, key=lambda name: final[name])
     chosen = last[fastest if final[fastest] <= 1 - MARGIN else BASELINE]
     return chosen, {**ratios, **final}
+
+
+def _distinct(choices: Mapping[str, Choice]) -> dict[str, Choice]:
+    """Leave out what an earlier name stands for too: one network has one time."""
+    found: dict[str, Choice] = {}
+    for name, choice in choices.items():
+        if dict(choice) not in [dict(other) for other in found.values()]:
+            found[name] = choice
+    return found
 
 
 def _improve(
