@@ -33,7 +33,8 @@ class Preprocessing:
         bgr: Blue first; red first otherwise.
 
     Raises:
-        ValueError: A number is missing or not finite, or pixels would be divided by 0.
+        ValueError: There are no numbers or more than channels, one is not finite, or pixels would
+            be divided by 0.
     """
 
     mean: tuple[float, ...] = (0.0,)
@@ -42,8 +43,12 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         for name, numbers in (("mean", self.mean), ("scale", self.scale)):
-            if not numbers or not all(map(math.isfinite, numbers)):
-                raise ValueError(f"{name} {numbers}: expected a finite number, or one per channel")
+            if not 1 <= len(numbers) <= max(MODES) or not all(map(math.isfinite, numbers)):
+                shown = numbers[: max(MODES) + 1]
+                raise ValueError(
+                    f"{name} {shown}: expected a finite number, or one for each of at most "
+                    f"{max(MODES)} channels"
+                )
         if 0 in self.scale:
             raise ValueError(f"scale {self.scale}: pixels cannot be divided by 0")
 

@@ -40,6 +40,7 @@ DAMAGED = {
     "infinite": {**WHOLE, "scale": [float("inf")]},
     "zero": {**WHOLE, "scale": [1, 0, 1]},
     "empty": {**WHOLE, "mean": []},
+    "endless": {**WHOLE, "mean": [0] * 100_000},
     "bgr": {**WHOLE, "bgr": 1},
 }
 
