@@ -17,7 +17,9 @@ import pytest
 
 from crelu_deploy.cli import run
 
-PROGRAM = [sys.executable, "-c", "from crelu_deploy.cli import main; main()"]
+# What a script runs in the background ignores Ctrl-C, and would hand that down.
+HEEDING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+PROGRAM = [sys.executable, "-c", f"{HEEDING}; from crelu_deploy.cli import main; main()"]
 QUICK = ("--runs", "5", "--seconds", "1", "--threads", "1")
 VERBS = ("export", "inspect", "optimize", "build", "verify", "bench", "deploy", "doctor")
 MODEL = """<ir_version: 8, opset_import: ["": 17]>
