@@ -122,6 +122,23 @@ def test_decisions_and_images_are_told_where_they_are_known(shared) -> None:
     assert "images become" not in to_markdown(page(data))
 
 
+def test_what_cannot_run_here_is_no_failure(shared) -> None:
+    _, data = shared
+    told = {"passed": False, "skipped": True, "worst": "built, not run: no GPU", "score": None}
+    first = {**data["targets"][0], **told, "max_abs": None}
+    one = page({**data, "targets": [first, *data["targets"][1:]]})
+    assert one.passed
+    assert one.verdict == (
+        "All 3 targets agree with PyTorch; built and not run here: ort-cpu:primitive"
+    )
+    assert "| not run |" in to_markdown(one)
+    assert "FAILED" not in to_markdown(one)
+    other = {**data["targets"][1], "passed": False}
+    both = page({**data, "targets": [first, other, *data["targets"][2:]]})
+    assert not both.passed
+    assert both.verdict.startswith("1 of 3 targets failed: ")
+
+
 def test_what_is_read_is_what_was_written(reported: Path) -> None:
     bundle = Bundle.open(reported)
     data = read_report(bundle)

@@ -29,11 +29,14 @@ JSON = Mapping[str, Any]
 
 def page(data: JSON) -> Page:
     """Return the report of what ``report.collect`` returned."""
-    failed = [t["target"] for t in data["targets"] if not t["passed"]]
-    total = counted(len(data["targets"]), "target")
+    waiting = [t["target"] for t in data["targets"] if t.get("skipped")]
+    failed = [t["target"] for t in data["targets"] if not t["passed"] and not t.get("skipped")]
+    total = counted(len(data["targets"]) - len(waiting), "target")
     verdict = f"{len(failed)} of {total} failed: {', '.join(failed)}"
     if not failed:
         verdict = f"All {total} agree with PyTorch"
+    if waiting:
+        verdict += f"; built and not run here: {', '.join(waiting)}"
     sections = (
         Section("Targets", (_targets(data),)),
         Section("Latency", tuple(_latency(data["bench"]))),
@@ -71,7 +74,7 @@ def _targets(data: JSON) -> Table:
         rows.append(
             (
                 code_cell(target["target"]),
-                verdict_cell(target["passed"]),
+                Cell("not run") if target.get("skipped") else verdict_cell(target["passed"]),
                 number_cell(target["score"], ".2f"),
                 number_cell(target["max_abs"], ".1e"),
                 Cell(_decisions(target)),
