@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from crelu_deploy.accuracy import Comparison
 from crelu_deploy.agreement import Agreement
-from crelu_deploy.latency import Latency
+from crelu_deploy.latency import Latency, Paired
 from crelu_deploy.targets import Target
 
 
@@ -84,15 +85,28 @@ class Row:
         target: What was timed.
         batch: Extent of axis 0 of the inputs.
         latency: Of one call.
-        ratio: The median over the baseline's median at the same batch: below 1 is faster.
-        significant: Whether that difference is larger than the spread, see ``latency.differ``.
+        against: Its times over the baseline's of the same rounds; None without a baseline.
     """
 
     target: Target
     batch: int
     latency: Latency
-    ratio: float
-    significant: bool
+    against: Paired | None
+
+    @property
+    def ratio(self) -> float:
+        """The median of its times over the baseline's: below 1 is faster; NaN without one."""
+        return math.nan if self.against is None else self.against.ratio
+
+    @property
+    def significant(self) -> bool:
+        """Whether it differs from the baseline beyond chance."""
+        return self.against is not None and (self.against.faster or self.against.slower)
+
+    @property
+    def clear(self) -> bool:
+        """Whether the rounds were many and steady enough to tell the ratio."""
+        return self.against is not None and self.against.clear
 
 
 @dataclass(frozen=True)

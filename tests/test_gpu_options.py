@@ -15,7 +15,7 @@ from crelu_deploy.backends.onnxruntime_cuda import provider_settings
 from crelu_deploy.cli import run
 from crelu_deploy.cli.options import Running
 from crelu_deploy.cli.sizes import read_size
-from crelu_deploy.latency import Effort, Latency
+from crelu_deploy.latency import Effort, Latency, Paired
 from crelu_deploy.pipeline import bench
 from crelu_deploy.render import stages
 from crelu_deploy.report.content import _timings
@@ -84,9 +84,12 @@ def test_the_cuda_provider_is_told(chosen):
 
 # --- results --------------------------------------------------------------------------------------
 
-CPU = Row(BASELINE, 1, Latency(2.0, 1.9, 2.1, 5), 1.0, significant=False)
+CPU = Row(BASELINE, 1, Latency(2.0, 1.9, 2.1, 5), Paired(1.0, 1.0, 1.0, 1.0))
 GPU = Row(
-    Target("trt-fp16", "fold"), 1, Latency(0.5, 0.4, 0.6, 5, gpu=0.25), 0.25, significant=True
+    Target("trt-fp16", "fold"),
+    1,
+    Latency(0.5, 0.4, 0.6, 5, gpu=0.25),
+    Paired(0.25, 0.24, 0.26, 0.2),
 )
 WHERE = {"threads": 1, "cpu": "a CPU"}
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from crelu_deploy.accuracy import Comparison
 from crelu_deploy.bundle import Bundle
+from crelu_deploy.latency import Paired
 from crelu_deploy.optimizer import Inspection, Optimized
 from crelu_deploy.plan import MEASURED, Plan
 from crelu_deploy.render.build import builds_json as builds_json
 from crelu_deploy.render.build import builds_table as builds_table
-from crelu_deploy.results import Benchmark, Build, Load, Verification
+from crelu_deploy.results import Benchmark, Build, Load, Row, Verification
 from crelu_deploy.sites import Site
 from crelu_deploy.tables import Section, add, counted, printable, section
 from crelu_deploy.targets import BASELINE, Target
@@ -187,6 +188,8 @@ def benchmark_json(found: Benchmark) -> JSON:
             "runs": row.latency.runs,
             "ratio": number(row.ratio),
             "significant": row.significant,
+            "clear": row.clear,
+            **_interval(row.against),
             "opening_s": opening[row.target],
         }
         for row in found.rows
@@ -200,6 +203,17 @@ def benchmark_json(found: Benchmark) -> JSON:
         "end_to_end": found.end_to_end,
         "rows": rows,
         "not_timed": dict(refused),
+    }
+
+
+def _interval(against: Paired | None) -> JSON:
+    """Return where the ratio lies beyond chance, and the ratio of the shortest times."""
+    if against is None:
+        return {"ratio_low": None, "ratio_high": None, "ratio_of_minima": None}
+    return {
+        "ratio_low": number(against.low),
+        "ratio_high": number(against.high),
+        "ratio_of_minima": number(against.minima),
     }
 
 
@@ -225,7 +239,7 @@ def _failed(found: Benchmark) -> list[Verification]:
 def benchmark_table(found: Benchmark) -> Section:
     """Return a row per target and batch size, with the spread, and what was not timed."""
     threads, cpu = counted(found.environment["threads"], "thread"), found.environment["cpu"]
-    title = f"bench    interleaved, {threads}, {cpu}; ratio to {BASELINE}, ~ within the spread"
+    title = f"bench    interleaved, {threads}, {cpu}; ratio to {BASELINE}, ~ no difference"
     title += "; with the copies to and from a GPU" if found.end_to_end else ""
     on_gpu = any(row.latency.gpu is not None for row in found.rows)
     times = ("median>", *(("GPU>",) if on_gpu else ()), "p10 .. p90>")
@@ -234,12 +248,24 @@ def benchmark_table(found: Benchmark) -> Section:
         t = row.latency
         spread = f"{t.p10:.2f} .. {t.p90:.2f} ms"
         gpu = ("-" if t.gpu is None else f"{t.gpu:.2f} ms",) if on_gpu else ()
-        mark = "" if row.significant or row.target == BASELINE else "~ "
-        ratio = f"{mark}{row.ratio:.2f} x"
+        ratio = f"{_mark(row)}{row.ratio:.2f} x"
         add(table, row.target, row.batch, f"{t.median:.2f} ms", *gpu, spread, t.runs, ratio)
+    if any(_mark(row) == UNCLEAR for row in found.rows):
+        table.caption, table.caption_justify = BUSY, "left"
     for name, reason in _not_timed(found).items():
         add(table, name, "", *([""] * on_gpu), "", f"not timed: {reason}", "", "")
     return table
+
+
+UNCLEAR = "? "
+BUSY = "? the machine is too busy, or the rounds are too few, to tell: measure when it is idle"
+
+
+def _mark(row: Row) -> str:
+    """Return what stands before a ratio that says nothing, or that is none beyond chance."""
+    if row.target == BASELINE or row.against is None:
+        return ""
+    return UNCLEAR if not row.clear else "" if row.significant else "~ "
 
 
 def _not_timed(found: Benchmark) -> dict[str, str]:
