@@ -75,10 +75,13 @@ def deploy(
         BuildError: The folder cannot be written.
     """
     settings = {**settings, "trust": options.trust or settings.get("trust", False)}
-    bundle = export(model, out, progress=progress, **settings)
     wanted = parse_targets(targets)
+    planned = Target(BACKEND, AUTO) in wanted
+    if planned:
+        settings["race"] = 0.0  # the plan races them
+    bundle = export(model, out, progress=progress, **settings)
     plan = None
-    if Target(BACKEND, AUTO) in wanted:
+    if planned:
         plan = make_plan(bundle, options, batches=batches, budget=budget, progress=progress)
     builds = build(bundle, wanted, options, progress=progress)
     benchmark = bench(

@@ -16,14 +16,15 @@ from crelu_deploy import plan, pruning
 from crelu_deploy.accuracy import Comparison, Tolerance, compare_outputs, worst_of
 from crelu_deploy.bundle import MODEL
 from crelu_deploy.errors import BuildError, DeployError, ExportError, UnsupportedModel
-from crelu_deploy.lowerings import lower
+from crelu_deploy.lowerings import Lowered, lower
 from crelu_deploy.modelfile import blaming, invalidity
 from crelu_deploy.passes import clean
 from crelu_deploy.pipeline import Progress, silent
+from crelu_deploy.plan import MEASURED, PLAIN, Plan
 from crelu_deploy.reading import read_model
 from crelu_deploy.recognition import NearMiss, OpaqueSite, recognize
 from crelu_deploy.runner import Runner, TensorSpec
-from crelu_deploy.samples import random_inputs
+from crelu_deploy.samples import Array, random_inputs
 from crelu_deploy.shapes import assign, parse_shape
 from crelu_deploy.sites import Site, find_sites
 from crelu_deploy.targets import AUTO, BACKENDS, Options
@@ -57,6 +58,7 @@ class Optimized:
         removed: Site -> the dead halves that were removed.
         before: Operator -> how many nodes the original had.
         after: The same for the result.
+        plan: How ``auto`` was chosen, and what was timed; None where one lowering was asked for.
         comparison: Distance of the result's outputs from the original's; None if not checked.
         bit_equal: Whether all outputs were equal bit for bit; None if not checked.
     """
@@ -67,6 +69,7 @@ class Optimized:
     removed: Mapping[str, pruning.Removal]
     before: Mapping[str, int]
     after: Mapping[str, int]
+    plan: Plan | None
     comparison: Comparison | None
     bit_equal: bool | None
 
@@ -86,6 +89,7 @@ def optimize(
     prune: bool = False,
     inputs: Sequence[str] = (),
     check: bool = True,
+    race: float | None = None,
     tolerance: Tolerance | None = None,
     progress: Progress = silent,
 ) -> Optimized:
@@ -94,10 +98,13 @@ def optimize(
     Args:
         source: The original, which stays as it is.
         out: The file to write, in one step.
-        lowering: A name in ``LOWERINGS``, or ``auto`` for the rule's choice per site.
+        lowering: A name in ``LOWERINGS``, or ``auto`` for what is the fastest here.
         prune: Remove the halves of sites that are dead, see ``pruning``.
         inputs: ``[NAME:]1x3x224x224`` for inputs whose dynamic axes cannot be guessed.
         check: Compare both files on ONNX Runtime; without it only the structure is checked.
+        race: Seconds to race the forms for ``auto``, and the original, on this machine;
+            ``plan.RACE`` when None. 0 takes the rule's choice, for a file that is made for another
+            machine; so does ``check=False``.
         tolerance: What counts as equal, instead of what each output's element type tells.
         progress: Told what is being done.
 
@@ -112,12 +119,41 @@ def optimize(
         recognized, inspection = _recognized(original)
         pruned = pruning.prune(clean(recognized)) if prune else None
         model = clean(recognized) if pruned is None else pruned.model
-        lowered = lower(model, plan.by_rule(model) if lowering == AUTO else lowering)
+        seconds = (plan.RACE if race is None else race) if check else 0.0
+        made = _planned(model, source, inputs, seconds, progress) if lowering == AUTO else None
+        lowered = _lowered(model, source, made, lowering, pruned is not None)
         progress("compare with the original")
         checked = _checked(lowered.model, source, inputs, tolerance, check)
     save_model(lowered.model, out)
     after, removed = _operators(lowered.model), {} if pruned is None else pruned.removed
-    return Optimized(inspection, lowered.applied, lowered.reasons, removed, before, after, *checked)
+    forms = (lowered.applied, lowered.reasons)
+    return Optimized(inspection, *forms, removed, before, after, made, *checked)
+
+
+def _planned(
+    model: ir.Model, source: Path, inputs: Sequence[str], seconds: float, progress: Progress
+) -> Plan:
+    """Return the fastest choice of lowerings here."""
+    runtime = BACKENDS["ort-cpu"].implementation()
+    from crelu_deploy import planner  # which imports the runtime
+
+    feeds: Mapping[str, Array] = {}
+    if seconds:
+        with runtime.open_session(source, Options(threads=1)) as original:
+            shapes = _shapes(source, original, inputs)
+            feeds = random_inputs(original.inputs, shapes, SEEDS[0])
+    return planner.plan_file(model, source, feeds, seconds, progress)
+
+
+def _lowered(
+    model: ir.Model, source: Path, made: Plan | None, lowering: str, pruned: bool
+) -> Lowered:
+    """Return the lowered model, or the original where no form is faster and nothing was removed."""
+    if made is None:
+        return lower(model, lowering)
+    if made.how == MEASURED and not made.choice:
+        return lower(model, PLAIN) if pruned else Lowered(read_model(source), {}, {})
+    return lower(model, made.choice)
 
 
 def _apart(source: Path, out: Path) -> tuple[Path, Path]:

@@ -34,11 +34,14 @@ def cli() -> None:
 @cli.command(epilog="Example: crelu-export faceboxes.pt -o faceboxes.crelu")
 @click.argument("model", type=options.FILE)
 @options.exporting
+@options.RACE
+@options.NO_RACE
 @options.limits
 @options.output
 def export(
     model: Path,
     exporting: options.Export,
+    race: float | None,
     limits: options.Limits,
     output: Output,
 ) -> int:
@@ -47,11 +50,9 @@ def export(
         _announce(model, output)
         from crelu_deploy import exporter
 
+        settings = exporting.arguments() | ({} if race is None else {"race": race})
         bundle = exporter.export(
-            model,
-            tolerance=limits.tolerance,
-            progress=output.progress,
-            **exporting.arguments(),
+            model, tolerance=limits.tolerance, progress=output.progress, **settings
         )
         output.result(stages.export_json(bundle), *stages.export_parts(bundle))
     return OK
@@ -84,7 +85,9 @@ def inspect(file: Path, output: Output) -> int:
 @options.LOWERING
 @click.option("--prune", is_flag=True, help="Remove dead halves of sites.")
 @options.INPUT
-@click.option("--no-check", is_flag=True, help="Do not compare with the original.")
+@click.option("--no-check", is_flag=True, help="Neither compare with the original nor race.")
+@options.RACE
+@options.NO_RACE
 @options.limits
 @options.output
 def optimize(
@@ -94,6 +97,7 @@ def optimize(
     prune: bool,
     inputs: tuple[str, ...],
     no_check: bool,
+    race: float | None,
     limits: options.Limits,
     output: Output,
 ) -> int:
@@ -108,6 +112,7 @@ def optimize(
             prune=prune,
             inputs=inputs,
             check=not no_check,
+            race=race,
             tolerance=limits.tolerance,
             progress=output.progress,
         )

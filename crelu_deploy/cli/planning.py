@@ -20,6 +20,7 @@ from crelu_deploy.targets import Target
 @options.BATCH
 @options.BUDGET
 @click.option("--plan", "file", type=options.FILE, help="Use this plan instead of measuring.")
+@click.option("--fresh", is_flag=True, help="Forget what was measured before.")
 @click.option("-o", "--out", type=options.FILE, help="Also write the plan to a file.")
 @options.running
 @options.output
@@ -28,6 +29,7 @@ def plan(
     batch: str,
     budget: float,
     file: Path | None,
+    fresh: bool,
     out: Path | None,
     running: options.Running,
     output: Output,
@@ -44,7 +46,12 @@ def plan(
         else:
             batches = options.read_batches(batch)
             made = planner.make_plan(
-                opened, settings, batches=batches, budget=budget, progress=output.progress
+                opened,
+                settings,
+                batches=batches,
+                budget=budget,
+                fresh=fresh,
+                progress=output.progress,
             )
         if out is not None:
             made.save(out)

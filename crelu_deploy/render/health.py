@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -66,12 +67,21 @@ def calibration_json(found: Calibration, file: Path) -> dict[str, Any]:
 
 
 def calibration_table(found: Calibration) -> Section:
-    """Return folded time over the time otherwise, by the products in one sum."""
+    """Return what was fitted for each kind of site, and the times over the plain graph's."""
     table = section(
-        f"rule of auto, fitted here: fold up to {found.rule.whole} products, "
-        f"{found.rule.padded} where channels do not fill blocks of {found.rule.block}",
-        *("products>", "full blocks>", "others>"),
+        f"rule of auto, fitted here; blocks of {found.rule.block}",
+        *("channels", "readers", "fold up to>", "then"),
     )
-    for whole, padded in zip(found.points["whole"], found.points["padded"], strict=True):
-        add(table, whole.terms, f"{whole.ratio:.2f} x", f"{padded.ratio:.2f} x")
+    for kind, name, preferences in (
+        ("whole", "full blocks", found.rule.whole),
+        ("padded", "others", found.rule.padded),
+    ):
+        for readers, preferred in preferences.items():
+            points = found.points[kind][readers]
+            means = {
+                form: math.exp(sum(math.log(p.ratios[form]) for p in points) / len(points))
+                for form in preferred.forms
+            }
+            forms = ", ".join(f"{form} {mean:.2f} x" for form, mean in means.items())
+            add(table, name, readers, preferred.fold, forms)
     return table

@@ -12,7 +12,7 @@ from crelu_deploy.accuracy import Comparison
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.latency import Paired
 from crelu_deploy.optimizer import Inspection, Optimized
-from crelu_deploy.plan import MEASURED, Plan
+from crelu_deploy.plan import ORIGINAL, PLAIN, RULE, Plan
 from crelu_deploy.render.build import builds_json as builds_json
 from crelu_deploy.render.build import builds_table as builds_table
 from crelu_deploy.results import Benchmark, Build, Load, Row, Verification
@@ -70,6 +70,7 @@ def optimized_json(done: Optimized) -> JSON:
         "removed": {site: asdict(removal) for site, removal in done.removed.items()},
         "before": dict(done.before),
         "after": dict(done.after),
+        "plan": None if done.plan is None else plan_json(done.plan),
         "bit_equal": done.bit_equal,
         "score": None if done.comparison is None else number(done.comparison.score),
         "max_abs": None if done.comparison is None else number(done.comparison.max_abs),
@@ -91,6 +92,7 @@ def optimized_parts(done: Optimized, out: Path) -> list[Section | str]:
     return [
         sites,
         *_pruned_section(done),
+        *([] if done.plan is None else _timed(done.plan)),
         counts,
         _check_line(done),
         f"wrote    {printable(str(out))}",
@@ -128,19 +130,30 @@ def plan_tables(made: Plan, built: Build | None = None) -> list[Section | str]:
     table = section(f"plan     {made.backend}, {_how(made)}", "site", "lowering!", "note")
     for site, lowering in made.choice.items():
         add(table, site, lowering, "" if built is None else built.reasons.get(site, ""))
+    return [table, *_timed(made)]
+
+
+def _timed(made: Plan) -> list[Section | str]:
+    """Return how a plan was made and, where forms were timed, each one's ratio to the first."""
     if not made.ratios:
-        return [table]
-    timed = section("timed    whole network, ratio to all sites primitive", "choice!", "ratio>")
+        return []
+    plain = ORIGINAL if ORIGINAL in made.ratios else PLAIN
+    heading = f"timed    {_how(made)}; whole network, ratio to {NAMES[plain]}"
+    timed = section(heading, "choice!", "ratio>")
     for name, ratio in sorted(made.ratios.items(), key=lambda item: item[1]):
         add(timed, name, f"{ratio:.2f} x")
-    return [table, timed]
+    return [timed]
+
+
+NAMES = {PLAIN: "all sites primitive", ORIGINAL: "the original"}
 
 
 def _how(made: Plan) -> str:
-    if made.how != MEASURED:
+    if made.how == RULE:
         return "by rule"
-    batches = ", ".join(map(str, made.key.get("batches", ())))
-    return f"measured here, batch {batches}, {counted(made.key.get('threads', 0), 'thread')}"
+    inputs = [", ".join(dict(one).values()) for one in made.key.get("inputs", ())]
+    threads = counted(made.key.get("threads", 0), "thread")
+    return f"{made.how} here on {' and '.join(inputs)}, {threads}"
 
 
 def verifications_json(found: Sequence[Verification]) -> JSON:
