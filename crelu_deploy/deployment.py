@@ -67,26 +67,22 @@ def deploy(
 ) -> Deployment:
     """Export, plan, build, verify, time; a target stops at its first failure, the others go on.
 
-    Every argument is one of ``export``, of ``make_plan`` or of ``bench``.
+    Arguments are those of ``export``, ``make_plan`` and ``bench``.
 
     Raises:
-        CheckpointError: The file cannot be loaded.
-        ExportError: The module cannot be run or exported, or the result differs from PyTorch's.
-        BuildError: The folder cannot be written.
+        CheckpointError, ExportError, BuildError: As ``export`` does.
     """
     settings = {**settings, "trust": options.trust or settings.get("trust", False)}
-    wanted = parse_targets(targets)
-    planned = Target(BACKEND, AUTO) in wanted
-    if planned:
-        settings["race"] = 0.0  # the plan races them
+    wanted, plan = parse_targets(targets), None
+    if searched := Target(BACKEND, AUTO) in wanted:
+        settings["race"] = 0.0  # the search races the same forms
     bundle = export(model, out, progress=progress, **settings)
-    plan = None
-    if planned:
+    if searched:
         plan = make_plan(bundle, options, batches=batches, budget=budget, progress=progress)
     builds = build(bundle, wanted, options, progress=progress)
     benchmark = bench(
         bundle,
-        [done.target for done in builds if not done.error] or [BASELINE],
+        [b.target for b in builds if not b.error] or [BASELINE],
         options,
         batches=batches,
         effort=effort,

@@ -93,64 +93,84 @@ def optimize(
     tolerance: Tolerance | None = None,
     progress: Progress = silent,
 ) -> Optimized:
-    """Write a lowered copy of an ONNX file after checking it on random inputs.
+    """Write a lowered copy of ``source`` to ``out``, in one step, checked on random inputs.
 
     Args:
         source: The original, which stays as it is.
-        out: The file to write, in one step.
+        out: The file to write.
         lowering: A name in ``LOWERINGS``, or ``auto`` for what is the fastest here.
-        prune: Remove the halves of sites that are dead, see ``pruning``.
+        prune: Remove dead halves of sites, see ``pruning``.
         inputs: ``[NAME:]1x3x224x224`` for inputs whose dynamic axes cannot be guessed.
         check: Compare both files on ONNX Runtime; without it only the structure is checked.
-        race: Seconds to race the forms for ``auto``, and the original, on this machine;
-            ``plan.RACE`` when None. 0 takes the rule's choice, for a file that is made for another
-            machine; so does ``check=False``.
-        tolerance: What counts as equal, instead of what each output's element type tells.
-        progress: Told what is being done.
+        race: Seconds to race the forms for ``auto`` here, ``plan.RACE`` when None; 0, for another
+            machine, takes the rule's choice, and so does no check.
+        tolerance: What counts as equal, instead of what element types tell.
+        progress: Told what is done.
 
     Raises:
-        UnsupportedModel: The original cannot be read, run or lowered, or the result differs.
+        UnsupportedModel: It cannot be read, run or lowered, or the result differs.
         BuildError: The file cannot be written.
     """
     source, out = _apart(Path(source), Path(out))
+    seconds = (plan.RACE if race is None else race) if check else 0.0
+    asked = _Asked(lowering, prune, tuple(inputs), seconds, check, tolerance)
+    return _optimize(source, out, asked, progress)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The arguments of ``optimize`` that say how."""
+
+    lowering: str
+    prune: bool
+    inputs: tuple[str, ...]
+    seconds: float
+    check: bool
+    tolerance: Tolerance | None
+
+
+def _optimize(source: Path, out: Path, asked: _Asked, progress: Progress) -> Optimized:
     progress("recognise CReLU")
     before = _operators(original := read_model(source))
     with blaming(source):
-        recognized, inspection = _recognized(original)
-        pruned = pruning.prune(clean(recognized)) if prune else None
-        model = clean(recognized) if pruned is None else pruned.model
-        seconds = (plan.RACE if race is None else race) if check else 0.0
-        made = _planned(model, source, inputs, seconds, progress) if lowering == AUTO else None
-        lowered = _lowered(model, source, made, lowering, pruned is not None)
+        model, inspection, removed = _recognized_and_pruned(original, prune=asked.prune)
+        made = _chosen(model, source, asked, progress) if asked.lowering == AUTO else None
+        lowered = _lowered(model, source, made or asked.lowering, pruned=asked.prune)
         progress("compare with the original")
-        checked = _checked(lowered.model, source, inputs, tolerance, check)
+        checked = _checked(lowered.model, source, asked)
     save_model(lowered.model, out)
-    after, removed = _operators(lowered.model), {} if pruned is None else pruned.removed
-    forms = (lowered.applied, lowered.reasons)
-    return Optimized(inspection, *forms, removed, before, after, made, *checked)
+    counts, forms = (before, _operators(lowered.model)), (lowered.applied, lowered.reasons)
+    return Optimized(inspection, *forms, removed, *counts, made, *checked)
 
 
-def _planned(
-    model: ir.Model, source: Path, inputs: Sequence[str], seconds: float, progress: Progress
-) -> Plan:
+def _recognized_and_pruned(
+    original: ir.Model, *, prune: bool
+) -> tuple[ir.Model, Inspection, Mapping[str, pruning.Removal]]:
+    recognized, inspection = _recognized(original)
+    model = clean(recognized)
+    if not prune:
+        return model, inspection, {}
+    pruned = pruning.prune(model)
+    return pruned.model, inspection, pruned.removed
+
+
+def _chosen(model: ir.Model, source: Path, asked: _Asked, progress: Progress) -> Plan:
     """Return the fastest choice of lowerings here."""
     runtime = BACKENDS["ort-cpu"].implementation()
     from crelu_deploy import planner  # which imports the runtime
 
     feeds: Mapping[str, Array] = {}
-    if seconds:
+    if asked.seconds:
         with runtime.open_session(source, Options(threads=1)) as original:
-            shapes = _shapes(source, original, inputs)
+            shapes = _shapes(source, original, asked.inputs)
             feeds = random_inputs(original.inputs, shapes, SEEDS[0])
-    return planner.plan_file(model, source, feeds, seconds, progress)
+    return planner.plan_file(model, source, feeds, asked.seconds, progress)
 
 
-def _lowered(
-    model: ir.Model, source: Path, made: Plan | None, lowering: str, pruned: bool
-) -> Lowered:
+def _lowered(model: ir.Model, source: Path, made: Plan | str, *, pruned: bool) -> Lowered:
     """Return the lowered model, or the original where no form is faster and nothing was removed."""
-    if made is None:
-        return lower(model, lowering)
+    if isinstance(made, str):
+        return lower(model, made)
     if made.how == MEASURED and not made.choice:
         return lower(model, PLAIN) if pruned else Lowered(read_model(source), {}, {})
     return lower(model, made.choice)
@@ -162,18 +182,14 @@ def _apart(source: Path, out: Path) -> tuple[Path, Path]:
     return source, out
 
 
-def _checked(
-    model: ir.Model,
-    source: Path,
-    inputs: Sequence[str],
-    tolerance: Tolerance | None,
-    compare: bool,
-) -> tuple[Comparison | None, bool | None]:
+def _checked(model: ir.Model, source: Path, asked: _Asked) -> tuple[Comparison | None, bool | None]:
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder) / "model.onnx"
         save_model(model, candidate)
         _check_structure(source, candidate)
-        return _compare(source, candidate, inputs, tolerance) if compare else (None, None)
+        if not asked.check:
+            return None, None
+        return _compare(source, candidate, asked.inputs, asked.tolerance)
 
 
 def _recognized(model: ir.Model) -> tuple[ir.Model, Inspection]:

@@ -47,8 +47,7 @@ def make_plan(
     Args:
         bundle: What to plan for; its target ``ort-cpu:auto`` is to be built again.
         options: Threads.
-        batches: Extents of axis 0 that count, by the geometric mean of their times; that of the
-            first sample where there are none.
+        batches: Extents of axis 0 that count; that of the first sample where there are none.
         budget: Seconds to race; 0 takes the rule's choice without measuring.
         fresh: Forget what was measured before.
         progress: Told what is being timed.
@@ -63,9 +62,9 @@ def make_plan(
     if budget and rule:
         feeds: list[Arrays] = [feeds_of(opened, batch) for batch in batches]
         feeds = feeds or [opened.samples[0].inputs]
-        lanes = [Lane(one, options) for one in feeds]
         key |= {**place(options), "inputs": [shapes_of(one) for one in feeds]}
-        arena = Arena(Sessions(model, lanes), journal(key, fresh=fresh))
+        timer = Sessions(model, [Lane(one, options) for one in feeds])
+        arena = Arena(timer, journal(key, fresh=fresh))
         entered = entrants(model, rule)
         found = search(arena, entered, budget, progress)
         made = Plan(BACKEND, MEASURED, found.choice, key, found.ratios)

@@ -1,11 +1,11 @@
 """Random CReLU networks: how good are the plans, measured and by rule?
 
-For each network a plan is searched, with --busy beside so many loops that keep cores busy. When all
-are made, and the loops have ended, the plan, the rule's choice and every uniform lowering are raced,
-interleaved, one thread, twice: in the first race the best uniform lowering is chosen, in the second
-all are compared, so that none is favoured by having been picked for its noise. Exit status 1: a
-plan is slower than the plain graph, by its paired median and by its minima, or, made on a quiet
-machine, more than MARGIN slower than the best uniform lowering.
+For each network a plan is searched, with --busy beside so many loops that keep cores busy. When
+all are made, and the loops have ended, the plan, the rule's choice and every uniform lowering are
+raced, interleaved, one thread, twice: in the first race the best uniform lowering is chosen, in
+the second all are compared, so that none is favoured by having been picked for its noise. Exit
+status 1: a plan is slower than the plain graph, by its paired median and by its minima, or, made on
+a quiet machine, more than MARGIN slower than the best uniform lowering.
 
 Usage: bench_plans.py [N] [--seed 0] [--budget SECONDS] [--seconds SECONDS] [--busy N] [--json FILE]
 """

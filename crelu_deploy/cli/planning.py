@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -41,18 +42,14 @@ def plan(
         opened = Bundle.open(bundle)
         settings = running.options()
         if file is not None:
-            made = Plan.read(file)
-            planner.use(opened, made)
+            planner.use(opened, made := Plan.read(file))
         else:
-            batches = options.read_batches(batch)
-            made = planner.make_plan(
-                opened,
-                settings,
-                batches=batches,
-                budget=budget,
-                fresh=fresh,
-                progress=output.progress,
-            )
+            search: dict[str, Any] = {
+                "batches": options.read_batches(batch),
+                "budget": budget,
+                "fresh": fresh,
+            }
+            made = planner.make_plan(opened, settings, progress=output.progress, **search)
         if out is not None:
             made.save(out)
         target = Target.parse(planner.BACKEND)
