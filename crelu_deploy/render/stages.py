@@ -138,7 +138,7 @@ def _timed(made: Plan) -> list[Section | str]:
     if not made.ratios:
         return []
     plain = ORIGINAL if ORIGINAL in made.ratios else PLAIN
-    heading = f"timed    {_how(made)}; whole network, ratio to {NAMES[plain]}"
+    heading = f"timed    {_how(made)}; ratio to {NAMES[plain]}"
     timed = section(heading, "choice!", "ratio>")
     for name, ratio in sorted(made.ratios.items(), key=lambda item: item[1]):
         add(timed, name, f"{ratio:.2f} x")
@@ -298,21 +298,30 @@ def export_json(bundle: Bundle) -> JSON:
 def export_parts(bundle: Bundle) -> list[Section | str]:
     """Return what was written, the sites with their lowerings, and the verification."""
     manifest = bundle.manifest
-    sites, notes = manifest["sites"], manifest["notes"]
-    path = printable(str(bundle.path))
-    first = f"export   {path}   opset {manifest['opset']}, {len(sites)} CReLU"
-    lines = [first, *(f"         {printable(note)}" for note in notes)]
-    if bundle.preprocessing is not None:
-        lines.append(f"         images become {bundle.preprocessing}")
     verifications = [
         Verification(Target.parse(name), Comparison(v["score"], v["max_abs"], v["worst"]))
         for name, v in manifest["verification"].items()
     ]
     lowerings = manifest["targets"]["ort-cpu:auto"]["lowerings"]
-    table = section("sites", "site", "spelling", "producer", "on ort-cpu")
-    for site in sites:
+    made = Plan.parse(manifest["plans"]["ort-cpu"])
+    table = section(
+        f"sites    on ort-cpu {_how(made)}", "site", "spelling", "producer", "on ort-cpu"
+    )
+    for site in manifest["sites"]:
         add(table, site["name"], site["spelling"], site["producer"], lowerings[site["name"]])
-    return [*lines, table, verifications_table(verifications, len(bundle.samples))]
+    checked = verifications_table(verifications, len(bundle.samples))
+    return [*_written(bundle), *_timed(made), table, checked]
+
+
+def _written(bundle: Bundle) -> list[str]:
+    """Return where a bundle is, and what is to be known of it, in lines."""
+    sites, notes = bundle.manifest["sites"], bundle.manifest["notes"]
+    path, opset = printable(str(bundle.path)), bundle.manifest["opset"]
+    lines = [f"export   {path}   opset {opset}, {len(sites)} CReLU"]
+    lines += [f"         {printable(note)}" for note in notes]
+    if bundle.preprocessing is not None:
+        lines.append(f"         images become {bundle.preprocessing}")
+    return lines
 
 
 def deployment_json(done: Deployment) -> JSON:
@@ -329,7 +338,7 @@ def deployment_json(done: Deployment) -> JSON:
 def deployment_parts(done: Deployment) -> list[Section | str]:
     """Return a table per stage."""
     return [
-        *export_parts(done.bundle)[:-2],
+        *_written(done.bundle),
         *([] if done.plan is None else plan_tables(done.plan)),
         builds_table(done.builds),
         verifications_table(done.benchmark.verifications, len(done.bundle.samples)),
