@@ -124,6 +124,12 @@ class Bundle:
         return Limits.parse(self.manifest.get("guards", []), self.manifest["inputs"])
 
     @property
+    def coverage(self) -> dict[str, dict[str, int]]:
+        """Per site, channels in all, those of which both halves fire on a sample, those of none."""
+        found: dict[str, dict[str, int]] = self.manifest.get("coverage", {})
+        return found
+
+    @property
     def preprocessing(self) -> Preprocessing | None:
         """How its inputs are made of pixels; None where nobody said."""
         entry = self.manifest.get("preprocessing")

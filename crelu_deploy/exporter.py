@@ -22,6 +22,7 @@ from crelu_deploy.bundle import (
 )
 from crelu_deploy.environment import versions
 from crelu_deploy.errors import ExportError
+from crelu_deploy.exciting import Coverage
 from crelu_deploy.locking import reserved
 from crelu_deploy.manifest import FORMAT
 from crelu_deploy.memory import release
@@ -30,9 +31,10 @@ from crelu_deploy.planner import make_plan
 from crelu_deploy.preprocessing import Changes, Preprocessing
 from crelu_deploy.recording import record, run
 from crelu_deploy.runner import TensorSpec
-from crelu_deploy.samples import Arrays, Sample, random_inputs, read_inputs, save_samples
+from crelu_deploy.samples import Sample, save_samples
+from crelu_deploy.sampling import Maker
 from crelu_deploy.settling import Settled, Trying, settle
-from crelu_deploy.shapes import Input, parse_axes, parse_shape, resolve
+from crelu_deploy.shapes import parse_axes, parse_shape, resolve
 from crelu_deploy.sites import find_sites
 from crelu_deploy.source import Source, evaluating, find_source, stated_preprocessing
 from crelu_deploy.staging import staged_folder
@@ -146,6 +148,7 @@ class Exported:
 
     settled: Settled
     samples: tuple[Sample, ...]
+    coverage: Coverage
     outputs: tuple[str, ...]
     notes: tuple[str, ...]
     preprocessing: Preprocessing | None
@@ -161,41 +164,24 @@ def _exported(source: Source, settings: ExportSettings, progress: Progress) -> E
     dtype, seed = _dtype(source.module), settings.get("seed", 0)
     specs = tuple(TensorSpec(one.name, dtype, one.shape) for one in inputs)
     how = stated_preprocessing(source, settings.get("preprocessing", {}), specs)
-
-    def draw(specs: Sequence[TensorSpec], shapes: Sequence[tuple[int, ...]]) -> Arrays:
-        named = {spec.name: shape for spec, shape in zip(specs, shapes, strict=True)}
-        return random_inputs(tuple(specs), named, seed + 1)
-
-    example = random_inputs(specs, {one.name: one.shape for one in inputs}, seed)
+    maker = Maker(samples, inputs, how, seed)
+    example = maker.made(specs, maker.example)
     progress("run PyTorch")
     names = tuple(run(source.module, example, source.outputs))
     progress("export to ONNX")
     tensors = [torch.from_numpy(x) for x in example.values()]
     opset = settings.get("opset", DEFAULT_OPSET)
     traced = traces(source.module, tensors, inputs, outputs=names, opset=opset)
-    trying = Trying(source.module, inputs, names, dtype, draw, settings.get("tolerance"))
+    trying = Trying(source.module, inputs, names, dtype, maker.draw, settings.get("tolerance"))
     settled = settle(traced, trying)
     model = settled.model
     model.producer_name, model.producer_version = "crelu-deploy", version("crelu-deploy")
     progress("record PyTorch's outputs")
-    calls = _calls(samples, settled, inputs, seed)
-    recorded = (*record(source.module, calls, names), *settled.samples)
-    return Exported(settled, recorded, names, source.notes, how)
-
-
-def _calls(
-    samples: int | str | os.PathLike[str], settled: Settled, inputs: Sequence[Input], seed: int
-) -> list[Arrays]:
-    """Return the user's inputs, or random ones of the example's shape.
-
-    Those of other extents count among the random ones that were asked for.
-    """
-    if not isinstance(samples, int):
-        batch = inputs[0].shape[0] if inputs[0].shape else 1
-        return list(read_inputs(Path(samples), settled.specs, batch))
-    shapes = {one.name: one.shape for one in inputs}
-    wanted = max(1, samples - len(settled.samples))
-    return [random_inputs(settled.specs, shapes, seed + i * (i + 1)) for i in range(wanted)]
+    recorded = record(source.module, maker.calls(settled.specs, len(settled.samples)), names)
+    progress("search inputs that make every channel fire")
+    found = maker.search(settled.program, settled.specs, recorded, settled.samples)
+    recorded = (*recorded, *settled.samples, *record(source.module, found.calls, names))
+    return Exported(settled, recorded, found.coverage, names, source.notes, how)
 
 
 def _dtype(module: torch.nn.Module) -> str:
@@ -234,6 +220,7 @@ def _write(stage: Path, source: Source, exported: Exported) -> Bundle:
         inputs=[asdict(spec) for spec in exported.settled.specs],
         outputs=list(exported.outputs),
         guards=[guard.text for guard in exported.settled.guards],
+        coverage=exported.coverage.counts(),
         sites=[asdict(site) for site in find_sites(exported.settled.model)],
         near_misses=[asdict(miss) for miss in exported.settled.recognition.near_misses],
         notes=list(exported.notes),

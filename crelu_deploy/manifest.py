@@ -65,6 +65,7 @@ def _check(manifest: dict[str, Any]) -> None:
     _require("announced", manifest.get("announced", {}).keys() <= manifest["files"].keys())
     _require("inputs", manifest["inputs"] and all(map(_is_input, manifest["inputs"])))
     Limits.parse(manifest.get("guards", []), manifest["inputs"])
+    _require("coverage", all(map(_is_coverage, manifest.get("coverage", {}).values())))
     outputs = manifest["outputs"]
     _require("outputs", outputs and all(isinstance(name, str) for name in outputs))
     _require("sites", all(map(_is_site, manifest["sites"])))
@@ -93,6 +94,10 @@ def _is_site(entry: dict[str, Any]) -> bool:
     flags = isinstance(entry["affine"], bool) and isinstance(entry["foldable"], bool)
     texts = {key: entry[key] for key in ("name", "spelling", "activation", "producer", "reason")}
     return flags and type(entry["axis"]) is int and _texts(texts)
+
+
+def _is_coverage(entry: dict[str, Any]) -> bool:
+    return all(type(entry[key]) is int for key in ("channels", "both", "none"))
 
 
 def _is_target(entry: dict[str, Any]) -> bool:

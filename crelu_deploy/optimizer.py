@@ -24,9 +24,10 @@ from crelu_deploy.plan import MEASURED, PLAIN, Plan
 from crelu_deploy.reading import read_model
 from crelu_deploy.recognition import NearMiss, OpaqueSite, recognize
 from crelu_deploy.runner import Runner, TensorSpec
-from crelu_deploy.samples import Array, random_inputs
+from crelu_deploy.samples import Array
 from crelu_deploy.shapes import assign, parse_shape
 from crelu_deploy.sites import Site, find_sites
+from crelu_deploy.stimuli import made_inputs
 from crelu_deploy.targets import AUTO, BACKENDS, Options
 from crelu_deploy.writing import save_model
 
@@ -163,7 +164,7 @@ def _chosen(model: ir.Model, source: Path, asked: _Asked, progress: Progress) ->
     if asked.seconds:
         with runtime.open_session(source, Options(threads=1)) as original:
             shapes = _shapes(source, original, asked.inputs)
-            feeds = random_inputs(original.inputs, shapes, SEEDS[0])
+            feeds = made_inputs(original.inputs, shapes, SEEDS[0])
     return planner.plan_file(model, source, feeds, asked.seconds, progress)
 
 
@@ -230,7 +231,7 @@ def _compare(
         shapes = _shapes(source, original, inputs)
         found, equal = [], True
         for seed in SEEDS:
-            feeds = random_inputs(original.inputs, shapes, seed)
+            feeds = made_inputs(original.inputs, shapes, seed)
             expected, actual = original(feeds), lowered(feeds)
             found.append(compare_outputs(actual, expected, f"input {seed} ", tolerance))
             equal &= all(_same_bits(actual[n], expected[n]) for n in expected if n in actual)
@@ -256,7 +257,7 @@ def _shapes(source: Path, runner: Runner, inputs: Sequence[str]) -> dict[str, tu
     failure: DeployError | ValueError | None = None
     for shapes in _guesses(runner.inputs, given):
         try:
-            runner(random_inputs(runner.inputs, shapes, SEEDS[0]))
+            runner(made_inputs(runner.inputs, shapes, SEEDS[0]))
             return shapes
         except (DeployError, ValueError) as error:
             failure = failure or error

@@ -111,22 +111,6 @@ def read_inputs(path: Path, specs: tuple[TensorSpec, ...], batch: int) -> tuple[
     return tuple(calls)
 
 
-def random_inputs(
-    specs: tuple[TensorSpec, ...], shapes: Mapping[str, tuple[int, ...]], seed: int
-) -> dict[str, Array]:
-    """Return one call: standard normal floats, integers in 0..1, booleans."""
-    generator = np.random.default_rng(seed)
-    result: dict[str, Array] = {}
-    for spec in specs:
-        shape = shapes[spec.name]
-        dtype = np.dtype(spec.dtype)
-        if dtype.kind in "iub":
-            result[spec.name] = generator.integers(0, 2, shape).astype(dtype)
-        else:
-            result[spec.name] = generator.standard_normal(shape, np.float32).astype(dtype)
-    return result
-
-
 def _arrays(path: Path) -> dict[str, Array]:
     try:
         # NumPy would leave a damaged file open that it opened itself.

@@ -15,6 +15,7 @@ import torch
 
 from crelu_deploy.accuracy import Tolerance, compare_outputs
 from crelu_deploy.errors import DeployError, ExportError
+from crelu_deploy.exciting import Program
 from crelu_deploy.extents import (
     Shapes,
     Space,
@@ -25,6 +26,7 @@ from crelu_deploy.extents import (
     wanted,
 )
 from crelu_deploy.guards import Guard, broken, statements
+from crelu_deploy.lowerings.sitenode import site_nodes
 from crelu_deploy.passes import clean
 from crelu_deploy.recognition import Recognition, recognize
 from crelu_deploy.recording import run
@@ -46,6 +48,7 @@ class Settled:
         specs: Its inputs.
         guards: What it demands of its dynamic extents.
         samples: PyTorch's outputs at other extents than the example's, each equal to the model's.
+        program: For a search of inputs; None where PyTorch captured none.
     """
 
     model: ir.Model
@@ -53,6 +56,7 @@ class Settled:
     specs: tuple[TensorSpec, ...]
     guards: tuple[Guard, ...] = ()
     samples: tuple[Sample, ...] = ()
+    program: Program | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ def settle(traced: Iterable[Traced], trying: Trying) -> Settled:
 
 def _settled(traced: Traced, trying: Trying) -> Settled:
     recognition = recognize(traced.model)
+    sites = _site_inputs(traced.model)
     model = clean(traced.model)
     for value in traced.model.graph.initializers.values():
         value.const_value = None  # PyTorch's rewrite rules keep the last graph they saw
@@ -115,7 +120,8 @@ def _settled(traced: Traced, trying: Trying) -> Settled:
     space = Space([spec.shape for spec in specs], tuple(one.shape for one in trying.inputs))
     if not traced.guards and not space.extents.keys() - space.batches:
         rows = tuple(_rows(space, (), trying, specs))
-        return Settled(model, recognition, specs, samples=rows)
+        program = _program(traced, sites, batched=bool(space.batches))
+        return Settled(model, recognition, specs, samples=rows, program=program)
     with _Both(model, trying, specs) as both:
         guards = binding(space, traced.guards, both.agree)
         if wrong := broken(guards, space.example):
@@ -125,7 +131,33 @@ def _settled(traced: Traced, trying: Trying) -> Settled:
             )
         rows = tuple(_rows(space, guards, trying, specs))
         samples = (*rows, *_samples(space, guards, both))
-    return Settled(model, recognition, specs, guards, samples)
+    program = _program(traced, sites, batched=bool(space.batches) and not guards)
+    return Settled(model, recognition, specs, guards, samples, program)
+
+
+def _site_inputs(model: ir.Model) -> dict[str, tuple[str, int]]:
+    """Return per site the name of its input and its axis, before anything is renamed.
+
+    A site of the other order reads a negation; what it negates has the same peaks in other halves.
+    """
+    found = {}
+    for name, site in site_nodes(model).items():
+        producer = site.x.producer()
+        negated = producer is not None and producer.op_type == "Neg"
+        value = producer.inputs[0] if producer is not None and negated else site.x
+        if value is not None:
+            found[name] = (str(value.name), site.axis)
+    return found
+
+
+def _program(traced: Traced, sites: dict[str, tuple[str, int]], *, batched: bool) -> Program | None:
+    if traced.program is None:
+        return None
+    module = traced.program.module(check_guards=False)
+    assert isinstance(module, torch.fx.GraphModule)
+    known = {node.name for node in module.graph.nodes}
+    named = {site: entry for site, entry in sites.items() if entry[0] in known}
+    return Program(module, named, batched)
 
 
 def _spec(value: ir.Value, dtype: str) -> TensorSpec:

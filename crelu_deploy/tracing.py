@@ -79,11 +79,13 @@ class Traced:
         guards: What PyTorch took for granted of the dynamic extents; outside of them nothing is
             known of the model.
         last: Whether what follows has a fixed batch.
+        program: What the model was written from: its values have the names of the model's.
     """
 
     model: ir.Model
     guards: tuple[Guard, ...] = ()
     last: bool = False
+    program: Captured | None = None
 
 
 def trace(
@@ -170,12 +172,12 @@ def _exports(
         for program, guards in captured:
             last = program is captured[-1][0]
             try:
-                model = _translated(program, names, outputs, opset)
+                model, decomposed = _translated(program, names, outputs, opset)
             except Exception as error:
                 failure = failure or error
                 continue
             failure = None
-            yield Traced(model, guards, last)
+            yield Traced(model, guards, last, decomposed)
     if failure is not None:
         raise failure
 
@@ -278,7 +280,7 @@ def _guards(program: Captured, inputs: Sequence[Input]) -> tuple[Guard, ...]:
 
 def _translated(
     captured: Captured, names: list[str], outputs: Sequence[str], opset: int
-) -> ir.Model:
+) -> tuple[ir.Model, Captured | None]:
     program = torch.onnx.export(
         captured,
         input_names=names,
@@ -291,7 +293,7 @@ def _translated(
     assert program is not None  # only the older exporter returns nothing
     model: ir.Model = program.model
     settle_dimensions(model)
-    return model
+    return model, program.exported_program
 
 
 def _dimension(one: Input, axis: int) -> Any:

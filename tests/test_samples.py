@@ -17,7 +17,6 @@ from crelu_deploy.samples import (
     Arrays,
     Sample,
     load_samples,
-    random_inputs,
     read_inputs,
     save_samples,
 )
@@ -189,24 +188,3 @@ def test_inputs_that_do_not_fit_are_refused(tmp_path, arrays, batch, message):
 def test_an_unwritable_place_is_an_error():
     with pytest.raises(OSError, match="No such file"):
         save_samples(Path("/proc/samples.npz"), STORED["one"])
-
-
-@pytest.mark.parametrize("dtype", [*EVERY_TYPE])
-def test_random_inputs_have_the_type_and_are_seeded(dtype):
-    specs = (TensorSpec("a", dtype, (50, 40)), TensorSpec("b", dtype, (50, 40)))
-    shapes = {"a": (50, 40), "b": (50, 40)}
-    first, again, other = (random_inputs(specs, shapes, seed) for seed in (7, 7, 8))
-    assert same(first, again)
-    assert not same(first, other)
-    assert not np.array_equal(first["a"], first["b"])
-    assert first["a"].dtype == dtype
-    if first["a"].dtype.kind == "f":
-        assert abs(first["a"].astype(float).mean()) < 0.1
-        assert abs(first["a"].astype(float).std() - 1) < 0.1
-    else:
-        assert set(np.unique(first["a"])) == {0, 1}
-
-
-def test_random_inputs_take_the_given_shapes():
-    found = random_inputs(SPECS, {"x": (0, 3), "m": (5,)}, 0)
-    assert {name: array.shape for name, array in found.items()} == {"x": (0, 3), "m": (5,)}

@@ -15,6 +15,7 @@ from crelu_deploy.optimizer import Inspection, Optimized
 from crelu_deploy.plan import ORIGINAL, PLAIN, RULE, Plan
 from crelu_deploy.render.build import builds_json as builds_json
 from crelu_deploy.render.build import builds_table as builds_table
+from crelu_deploy.render.build import coverage_line
 from crelu_deploy.results import Benchmark, Build, Load, Row, Verification
 from crelu_deploy.sites import Site
 from crelu_deploy.tables import Section, add, counted, printable, section
@@ -319,6 +320,8 @@ def _written(bundle: Bundle) -> list[str]:
     path, opset = printable(str(bundle.path)), bundle.manifest["opset"]
     lines = [f"export   {path}   opset {opset}, {len(sites)} CReLU"]
     lines += [f"         {printable(note)}" for note in notes]
+    if told := coverage_line(bundle.coverage):
+        lines.append(f"         {printable(told)}")
     if bundle.limits.guards:
         lines.append(f"         inputs need {printable(str(bundle.limits))}")
     if bundle.preprocessing is not None:

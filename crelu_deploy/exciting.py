@@ -1,0 +1,278 @@
+"""Inputs are searched that make both halves of every channel of every site fire.
+
+A half that never fires on any sample could be anything: no comparison of outputs would tell. The
+search starts from the samples, counts what fires, and follows PyTorch's gradients upwards for what
+does not. It is bound by arithmetic, not by time, so that a seed gives the same samples everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crelu_deploy.samples import Arrays
+
+FIRES = 1e-2
+"""A half fires where it is above this share of the root mean square of its site's input."""
+
+BUDGET, LAST_FEW = 4e9, 20e9
+"""Multiplications of a search, and of one for the last few halves; a gradient is two more runs."""
+
+FEW = 0.05
+"""The share of all halves up to which they are the last few, and that a kept call must add."""
+
+STEPS, PATIENCE = 60, 12
+"""Steps upwards at most, and without a new half."""
+
+STRIDE = 0.1
+"""Length of a step, over the standard deviation of the input."""
+
+CALLS = 2
+"""Calls that are kept at most."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A captured network whose values can be read by name.
+
+    Attributes:
+        module: Its graph, with the weights of the network itself.
+        sites: Site -> the name of its input's value and the axis of its channels.
+        batched: Whether it takes a single row of a call.
+    """
+
+    module: torch.fx.GraphModule
+    sites: Mapping[str, tuple[str, int]]
+    batched: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        coverage: What fires on the samples and on the calls that were found.
+        calls: Inputs that make more fire than the samples do.
+    """
+
+    coverage: Coverage
+    calls: tuple[Arrays, ...]
+
+
+@dataclass
+class Coverage:
+    """What fired so far.
+
+    Attributes:
+        peaks: Site -> the largest value of each half of each channel, over the site's root mean
+            square: an array of shape ``(2, channels)``.
+    """
+
+    peaks: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+
+    def add(self, site: str, peaks: np.ndarray[Any, Any]) -> int:
+        """Take in a row's peaks; return how many halves fire that did not before."""
+        known = self.peaks.setdefault(site, np.full_like(peaks, -math.inf))
+        new = int(((peaks > FIRES) & (known <= FIRES)).sum())
+        np.maximum(known, peaks, out=known)
+        return new
+
+    def silent(self, site: str) -> np.ndarray[Any, Any]:
+        """Return which halves have not fired, ``(2, channels)``."""
+        result: np.ndarray[Any, Any] = self.peaks[site] <= FIRES
+        return result
+
+    @property
+    def complete(self) -> bool:
+        """Whether every half fires."""
+        return not any(self.silent(site).any() for site in self.peaks)
+
+    @property
+    def missing(self) -> tuple[int, int]:
+        """How many halves are silent, and how many there are."""
+        sizes = ((int(self.silent(site).sum()), self.peaks[site].size) for site in self.peaks)
+        silent, halves = zip(*sizes, strict=True) if self.peaks else ((), ())
+        return sum(silent), sum(halves)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return per site: its channels, those of which both halves fire, and those of none."""
+        silent = {site: self.silent(site) for site in self.peaks}
+        return {
+            site: {
+                "channels": missing.shape[1],
+                "both": int((~missing.any(0)).sum()),
+                "none": int(missing.all(0).sum()),
+            }
+            for site, missing in silent.items()
+        }
+
+
+class _Reader(torch.fx.Interpreter):
+    """Runs a program up to the last input of a site, keeps those, and counts multiplications."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program.module, garbage_collect_values=True)
+        self.wanted = {value for value, _ in program.sites.values()}
+        self.found: dict[str, Tensor] = {}
+        self.cost = 0.0
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        if n.target == "_guards_fn" or len(self.found) == len(self.wanted):
+            return None
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.cost += value.numel() * _products(self, n)
+        if n.name in self.wanted:
+            self.found[n.name] = value
+        return value
+
+
+def _products(reader: _Reader, node: torch.fx.Node) -> float:
+    """Return how many products one element of a node's result takes."""
+    if node.op != "call_function":
+        return 0.0
+    if "conv" not in str(node.target) and "linear" not in str(node.target):
+        return 1.0
+    weight = reader.env[node.all_input_nodes[1]]
+    return float(weight.numel() / weight.shape[0])
+
+
+class _Search:
+    """The state of one search."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.coverage = Coverage()
+        self.spent = 0.0
+
+    @property
+    def budget(self) -> float:
+        """What may be spent: more where little is missing."""
+        silent, halves = self.coverage.missing
+        return LAST_FEW if silent <= FEW * halves else BUDGET
+
+    def peaks(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return per site the peaks of each row and half, ``(rows, 2, channels)``."""
+        reader = _Reader(self.program)
+        reader.run(*inputs, enable_io_processing=False)
+        self.spent += reader.cost * (3 if torch.is_grad_enabled() else 1)
+        result = {}
+        for site, (value, axis) in self.program.sites.items():
+            if (x := reader.found.get(value)) is None:
+                continue
+            x, axis = (x, axis) if axis else (x[None], 1)
+            size = x.detach().double().square().mean().sqrt().clamp(min=1e-30)
+            rest = [a for a in range(x.ndim) if a not in (0, axis)]
+            both = [x.amax(rest), (-x).amax(rest)] if rest else [x, -x]
+            result[site] = torch.stack(both, 1) / size
+        return result
+
+    def add(self, peaks: Mapping[str, Tensor]) -> int:
+        """Take in the peaks of a call; return how many halves are new."""
+        return sum(
+            self.coverage.add(site, np.asarray(found.detach().amax(0).double()))
+            for site, found in peaks.items()
+        )
+
+    def new(self, peaks: Mapping[str, Tensor]) -> int:
+        """Return how many halves a call would add."""
+        return sum(
+            int((np.asarray(found.detach().amax(0)) > FIRES)[self.coverage.silent(site)].sum())
+            for site, found in peaks.items()
+        )
+
+
+def tensors(call: Arrays) -> list[Tensor]:
+    """Return a call's arrays as PyTorch's, in copies."""
+    return [torch.from_numpy(array.copy()) for array in call.values()]
+
+
+def excite(
+    program: Program, samples: Sequence[Arrays], drawn: Sequence[Arrays], limits: Limits
+) -> Found:
+    """Search inputs that make what is silent on the samples fire.
+
+    Args:
+        program: The network.
+        samples: Inputs by name that are there already.
+        drawn: Calls to start from: the one that makes the most fire is taken first.
+        limits: The least and the largest value of an element of the first input.
+    """
+    search, calls = _Search(program), list[Arrays]()
+    with torch.no_grad():
+        for sample in samples:
+            search.add(search.peaks(tensors(sample)))
+    while len(calls) < CALLS and not search.coverage.complete and search.spent < search.budget:
+        silent, _ = search.coverage.missing
+        call, peaks = _climbed(search, _best(search, drawn), limits)
+        if search.new(peaks) < max(1, FEW * silent):
+            break
+        search.add(peaks)
+        calls.append(call)
+    return Found(search.coverage, tuple(calls))
+
+
+def _best(search: _Search, calls: Sequence[Arrays]) -> Arrays:
+    """Return the call whose first row makes the most fire that is silent."""
+    best, most = calls[0], -1
+    with torch.no_grad():
+        for call in calls:
+            row = {k: v[:1] for k, v in call.items()} if search.program.batched else call
+            if (
+                search.spent < search.budget
+                and (new := search.new(search.peaks(tensors(row)))) > most
+            ):
+                best, most = call, new
+    return best
+
+
+Limits = tuple[Tensor, Tensor] | None
+
+
+def _climbed(search: _Search, start: Arrays, limits: Limits) -> tuple[Arrays, Mapping[str, Tensor]]:
+    """Follow the gradient of what is silent from one call; return the best on the way."""
+    first, *others = tensors(start)
+    best, most, waited = first, -1, 0
+    best_peaks: dict[str, Tensor] = {}
+    for _ in range(STEPS):
+        climbing = first.is_floating_point() and first.dtype != torch.float16
+        x = first.detach().requires_grad_(climbing)
+        with torch.set_grad_enabled(climbing):
+            peaks = search.peaks([x, *others])
+            wanted = _wanted(search, peaks)
+        waited += 1
+        if (new := search.new(peaks)) > most:
+            best, most, waited = x.detach(), new, 0
+            best_peaks = {site: found.detach() for site, found in peaks.items()}
+        over = search.spent > search.budget
+        if not climbing or wanted is None or waited > PATIENCE or over:
+            break
+        (gradient,) = torch.autograd.grad(wanted, x)
+        first = _moved(x.detach(), gradient, limits)
+    return {**start, next(iter(start)): best.numpy()}, best_peaks
+
+
+def _wanted(search: _Search, peaks: Mapping[str, Tensor]) -> Tensor | None:
+    """Return what is to grow: the peaks of silent halves, each in a row of its own."""
+    terms = []
+    for site, found in peaks.items():
+        silent = torch.from_numpy(search.coverage.silent(site))
+        rows = torch.arange(silent.numel()).reshape(silent.shape) % len(found)
+        own = torch.nn.functional.one_hot(rows, len(found)).permute(2, 0, 1).bool()
+        terms.append(found[own & silent].clamp(max=5 * FIRES).sum())
+    total = sum(terms, torch.zeros(()))
+    return total if total.requires_grad else None
+
+
+def _moved(x: Tensor, gradient: Tensor, limits: Limits) -> Tensor:
+    """Go a step up, as far in every row, and stay within the limits."""
+    axes = list(range(1, x.ndim))
+    length = gradient.square().mean(axes, keepdim=True).sqrt().clamp(min=1e-30)
+    x = x + STRIDE * x.std() * gradient / length
+    return x if limits is None else torch.minimum(torch.maximum(x, limits[0]), limits[1])

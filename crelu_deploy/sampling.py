@@ -1,0 +1,121 @@
+"""The inputs that an export records: the user's or made ones, and what is searched beside them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from crelu_deploy.exciting import Coverage, Found, Program, excite
+from crelu_deploy.preprocessing import Preprocessing
+from crelu_deploy.runner import TensorSpec
+from crelu_deploy.samples import Arrays, Sample, read_inputs
+from crelu_deploy.shapes import Input
+from crelu_deploy.stimuli import is_picture, made_inputs, prepared, tiled
+
+Shapes = Sequence[tuple[int, ...]]
+
+GAINS = (1, 5, 25)
+"""Sizes of noise that a search starts from where nobody said what the network reads."""
+
+
+MEASURED = 16
+"""Samples of the user's on which is counted what fires."""
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes the inputs of one network.
+
+    Attributes:
+        wanted: How many random calls, or the user's file.
+        inputs: The network's inputs and their example shapes.
+        how: How it reads pixels, where that is known.
+        seed: Of everything random.
+    """
+
+    wanted: int | str | os.PathLike[str]
+    inputs: tuple[Input, ...]
+    how: Preprocessing | None
+    seed: int
+
+    @property
+    def example(self) -> Shapes:
+        """The example shapes."""
+        return [one.shape for one in self.inputs]
+
+    def made(self, specs: Sequence[TensorSpec], shapes: Shapes, number: int = 0) -> Arrays:
+        """Return a call of these shapes; another one for each number."""
+        named = {spec.name: shape for spec, shape in zip(specs, shapes, strict=True)}
+        return made_inputs(specs, named, self.seed + number * (number + 1), self.how)
+
+    def draw(self, specs: Sequence[TensorSpec], shapes: Shapes) -> Arrays:
+        """Return a call of other shapes than the example's: of the user's values, if any."""
+        if isinstance(self.wanted, int):
+            return self.made(specs, shapes, 1)
+        first = self.calls(specs, 0)[0]
+        return {
+            spec.name: tiled(first[spec.name], shape)
+            for spec, shape in zip(specs, shapes, strict=True)
+        }
+
+    def calls(self, specs: Sequence[TensorSpec], there: int) -> list[Arrays]:
+        """Return the user's inputs, or random ones of the example's shape.
+
+        Samples that are there already count among the random ones that were asked for.
+
+        Raises:
+            UnsupportedModel: The user's file cannot be read or does not fit.
+        """
+        if isinstance(self.wanted, int):
+            number = max(1, self.wanted - there)
+            return [self.made(specs, self.example, i) for i in (0, *range(2, number + 1))]
+        batch = self.inputs[0].shape[0] if self.inputs[0].shape else 1
+        return list(read_inputs(Path(self.wanted), tuple(specs), batch))
+
+    def search(
+        self,
+        program: Program | None,
+        specs: Sequence[TensorSpec],
+        own: Sequence[Sample],
+        others: Sequence[Sample],
+    ) -> Found:
+        """Search inputs that make what is silent on the samples fire.
+
+        Args:
+            program: The network; nothing is searched without.
+            specs: Its inputs.
+            own: Samples of the example's shapes.
+            others: Samples of other extents, the first of which has several rows.
+        """
+        if program is None or not program.sites:
+            return Found(Coverage(), ())
+        samples = [*own[:MEASURED], *others[:1]] if program.batched else [*own[:MEASURED]]
+        if program.batched and isinstance(self.wanted, int):
+            samples = samples[-1:]
+        shapes = [samples[-1].inputs[spec.name].shape for spec in specs]
+        starts = [self.made(specs, shapes, number) for number in (3, 4, 5)]
+        first = specs[0]
+        limits = self._limits(shapes[0], np.dtype(first.dtype))
+        if limits is None and np.dtype(first.dtype).kind == "f":
+            for gain, start in zip(GAINS, starts, strict=True):
+                np.multiply(start[first.name], gain, out=start[first.name])
+        return excite(program, [sample.inputs for sample in samples], starts, limits)
+
+    def _limits(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return what black and white pixels become, where the input is a picture."""
+        if self.how is None or not is_picture(shape, self.how):
+            return None
+        black, white = (
+            prepared(np.full((1, shape[1], 1, 1), pixel, np.float32), self.how).astype(dtype)
+            for pixel in (0, 255)
+        )
+        ends = (np.minimum(black, white), np.maximum(black, white))
+        return torch.from_numpy(ends[0]), torch.from_numpy(ends[1])
