@@ -133,6 +133,11 @@ def scores(actual: Array, expected: Array, tolerance: Tolerance | None) -> tuple
     return error, np.where(same, 0.0, np.where(lost | np.isnan(score), np.inf, score))
 
 
+def not_finite(array: Array) -> int:
+    """Return how many elements are NaN or infinite."""
+    return int((~np.isfinite(array)).sum()) if array.dtype.kind in "fc" else 0
+
+
 def _noise(error: Array, expected: Array) -> float:
     """Return the root mean square of the errors over that of the expected elements."""
     with np.errstate(over="ignore"):

@@ -29,7 +29,7 @@ from crelu_deploy.memory import release
 from crelu_deploy.pipeline import Progress, silent, verify
 from crelu_deploy.planner import make_plan
 from crelu_deploy.preprocessing import Changes, Preprocessing
-from crelu_deploy.recording import record, run
+from crelu_deploy.recording import check_finite, finite, record, run_twice
 from crelu_deploy.runner import TensorSpec
 from crelu_deploy.samples import Sample, save_samples
 from crelu_deploy.sampling import Maker
@@ -64,6 +64,7 @@ class ExportSettings(TypedDict, total=False):
         preprocessing: How the network reads pixels, where it is not what the architecture tells:
             recorded for whoever runs the bundle on images.
         tolerance: What counts as equal to PyTorch, instead of what each output's type tells.
+        allow_nan: Accept outputs that are NaN or infinite, which are compared element by element.
         race: Seconds to race the forms of the network on this machine, so that the one for the
             CPU is never slower here than the plain graph; 5 when left out. 0 takes the rule's
             choice, for a bundle that is made for another machine.
@@ -79,6 +80,7 @@ class ExportSettings(TypedDict, total=False):
     seed: int
     preprocessing: Changes
     tolerance: Tolerance | None
+    allow_nan: bool
     race: float
 
 
@@ -152,6 +154,7 @@ class Exported:
     outputs: tuple[str, ...]
     notes: tuple[str, ...]
     preprocessing: Preprocessing | None
+    allow_nan: bool
 
 
 def _exported(source: Source, settings: ExportSettings, progress: Progress) -> Exported:
@@ -167,7 +170,8 @@ def _exported(source: Source, settings: ExportSettings, progress: Progress) -> E
     maker = Maker(samples, inputs, how, seed)
     example = maker.made(specs, maker.example)
     progress("run PyTorch")
-    names = tuple(run(source.module, example, source.outputs))
+    first = Sample(example, run_twice(source.module, example, source.outputs))
+    names = tuple(first.outputs)
     progress("export to ONNX")
     tensors = [torch.from_numpy(x) for x in example.values()]
     opset = settings.get("opset", DEFAULT_OPSET)
@@ -176,12 +180,31 @@ def _exported(source: Source, settings: ExportSettings, progress: Progress) -> E
     settled = settle(traced, trying)
     model = settled.model
     model.producer_name, model.producer_version = "crelu-deploy", version("crelu-deploy")
+    allow_nan = settings.get("allow_nan", False)
+    recorded, coverage = _recorded(source, settled, maker, first, allow_nan, progress)
+    return Exported(settled, recorded, coverage, names, source.notes, how, allow_nan)
+
+
+def _recorded(
+    source: Source,
+    settled: Settled,
+    maker: Maker,
+    first: Sample,
+    allow_nan: bool,
+    progress: Progress,
+) -> tuple[tuple[Sample, ...], Coverage]:
+    """Return the samples, the searched ones last, and what fires on them."""
     progress("record PyTorch's outputs")
-    recorded = record(source.module, maker.calls(settled.specs, len(settled.samples)), names)
+    calls = maker.calls(settled.specs, len(settled.samples))
+    there = (first,) if isinstance(maker.wanted, int) else ()
+    names = tuple(first.outputs)
+    own = (*there, *record(source.module, calls[len(there) :], names))
+    if not allow_nan:
+        check_finite((*own, *settled.samples))
     progress("search inputs that make every channel fire")
-    found = maker.search(settled.program, settled.specs, recorded, settled.samples)
-    recorded = (*recorded, *settled.samples, *record(source.module, found.calls, names))
-    return Exported(settled, recorded, found.coverage, names, source.notes, how)
+    found = maker.search(settled.program, settled.specs, own, settled.samples)
+    searched = finite(record(source.module, found.calls, names))
+    return (*own, *settled.samples, *searched), found.coverage
 
 
 def _dtype(module: torch.nn.Module) -> str:
@@ -221,6 +244,7 @@ def _write(stage: Path, source: Source, exported: Exported) -> Bundle:
         outputs=list(exported.outputs),
         guards=[guard.text for guard in exported.settled.guards],
         coverage=exported.coverage.counts(),
+        allow_nan=exported.allow_nan,
         sites=[asdict(site) for site in find_sites(exported.settled.model)],
         near_misses=[asdict(miss) for miss in exported.settled.recognition.near_misses],
         notes=list(exported.notes),

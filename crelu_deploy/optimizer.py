@@ -233,6 +233,7 @@ def _compare(
         for seed in SEEDS:
             feeds = made_inputs(original.inputs, shapes, seed)
             expected, actual = original(feeds), lowered(feeds)
+            _check_comparable(source, expected)
             found.append(compare_outputs(actual, expected, f"input {seed} ", tolerance))
             equal &= all(_same_bits(actual[n], expected[n]) for n in expected if n in actual)
     comparison = worst_of(found)
@@ -242,6 +243,16 @@ def _compare(
             f"{comparison.score:.3g}, limit 1; worst: {comparison.worst}"
         )
     return comparison, equal
+
+
+def _check_comparable(source: Path, outputs: Mapping[str, Array]) -> None:
+    """Refuse outputs that are NaN everywhere, which everything that is NaN too is equal to."""
+    for name, output in outputs.items():
+        if output.dtype.kind == "f" and output.size and np.isnan(output).all():
+            raise UnsupportedModel(
+                f"{source}: output {name!r} of the original is NaN in every element on random "
+                "inputs, so that nothing can be compared; give --no-check to go without"
+            )
 
 
 def _same_bits(first: Any, second: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from crelu_deploy.accuracy import REDUCED, Limits, Tolerance, check
+from crelu_deploy.accuracy import REDUCED, Limits, Tolerance, check, not_finite
 from crelu_deploy.agreement import decisions
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.environment import environment
@@ -217,6 +217,11 @@ def _judge(
     samples = bundle.samples
     for sample in samples:
         sample.check(runner.inputs, runner.outputs)
+        if not bundle.manifest.get("allow_nan") and any(map(not_finite, sample.outputs.values())):
+            raise UnsupportedModel(
+                f"{bundle.path}: PyTorch's outputs are not all finite, and NaN is equal to NaN "
+                "whatever went wrong before; export again, with --allow-nan if that is right"
+            )
     outputs = [runner(sample.inputs) for sample in samples]
     limits = REDUCED.get(BACKENDS[target.backend].precision, Limits())
     comparison = check(outputs, samples, tolerance or limits.tolerance)

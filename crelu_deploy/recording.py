@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from crelu_deploy.accuracy import compare, not_finite
 from crelu_deploy.errors import ExportError
 from crelu_deploy.samples import Array, Arrays, Sample
 from crelu_deploy.tensors import flatten
@@ -16,7 +17,8 @@ from crelu_deploy.tracing import cause
 
 def run(module: torch.nn.Module, inputs: Arrays, names: Sequence[str]) -> dict[str, Any]:
     """Return PyTorch's outputs by name; the module's own names where none are given."""
-    tensors = [torch.from_numpy(array) for array in inputs.values()]
+    # In copies: the module may write to them.
+    tensors = [torch.from_numpy(array.copy()) for array in inputs.values()]
     try:
         with torch.inference_mode():
             found = flatten(module(*tensors))
@@ -33,6 +35,45 @@ def run(module: torch.nn.Module, inputs: Arrays, names: Sequence[str]) -> dict[s
         raise ExportError(f"the module returns {len(found)} outputs, expected {len(names)}")
     keys = names or _unique([name for name, _ in found], taken=inputs)
     return {key: _array(key, tensor) for key, (_, tensor) in zip(keys, found, strict=True)}
+
+
+def run_twice(module: torch.nn.Module, inputs: Arrays, names: Sequence[str]) -> dict[str, Array]:
+    """Return PyTorch's outputs by name, which must be the same a second time.
+
+    Raises:
+        ExportError: The module fails, or gives two answers to one input.
+    """
+    first = run(module, inputs, names)
+    again = run(module, inputs, tuple(first))
+    differ = [name for name in first if not compare(again[name], first[name], name, None).passed]
+    if differ:
+        raise ExportError(
+            f"the module gives two answers to the same input: output {', '.join(differ)} differs "
+            "the second time; it is random or keeps something between calls, and nothing can be "
+            "equal to that: let forward depend on its inputs alone"
+        )
+    return first
+
+
+def check_finite(samples: Sequence[Sample]) -> None:
+    """Refuse outputs with which nothing can be compared.
+
+    Raises:
+        ExportError: An element is NaN or infinite; the first such output and sample.
+    """
+    for i, sample in enumerate(samples):
+        for name, output in sample.outputs.items():
+            if count := not_finite(output):
+                raise ExportError(
+                    f"PyTorch's output {name!r} is NaN or infinite in {count} of {output.size} "
+                    f"elements on sample {i}: such elements are equal whatever went wrong before; "
+                    "check the weights and the inputs, or accept it with --allow-nan"
+                )
+
+
+def finite(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    """Return the samples of which every output is finite."""
+    return tuple(s for s in samples if not any(map(not_finite, s.outputs.values())))
 
 
 def _unique(names: Sequence[str], taken: Iterable[str]) -> list[str]:

@@ -229,6 +229,10 @@ REFUSED: dict[str, tuple[Graph, tuple[str, ...], str]] = {
     "one-too-many": (Graph(f"{CONV} {CRELU}"), ("1x3x8x8", "1x3x8x8"), "no input"),
     "rank": (Graph(f"{CONV} {CRELU}"), ("3x8x8",), "does not run on random inputs.*expected shape"),
     "channels": (Graph(f"{CONV} {CRELU}"), ("1x4x8x8",), "does not run.*give shapes with --input"),
+    "nan": (
+        *(Graph("a = Abs(x) b = Neg(a) y = Sqrt(b)", weights={}), ()),
+        "output 'y' of the original is NaN in every element.*--no-check",
+    ),
     "too-small": (Graph(f"{CONV} {CRELU}"), ("1x3x2x2",), "does not run on random inputs"),
     "bad-weights": (
         Graph(f"{CONV} {CRELU}", weights={"w": (4, 2, 3, 3), "b": (4,)}),

@@ -11,14 +11,17 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from bundles import write_bundle
 from torch import nn
 
 import crelu_deploy
 from crelu_deploy import Bundle, Options, Target, bench, build, deploy, export, load, verify
 from crelu_deploy.accuracy import Tolerance
+from crelu_deploy.bundle import SAMPLES
 from crelu_deploy.errors import BackendUnavailable, BuildError, UnsupportedModel
 from crelu_deploy.latency import Effort
 from crelu_deploy.nn import CReLU
+from crelu_deploy.samples import Sample, save_samples
 
 pytestmark = pytest.mark.torch
 
@@ -220,3 +223,16 @@ def test_the_public_names_are_there() -> None:
     assert all(callable(getattr(crelu_deploy, name)) for name in crelu_deploy.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = crelu_deploy.nothing
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_nan_on_both_sides_passes_only_where_it_was_asked_for(tmp_path: Path, allowed) -> None:
+    bundle = write_bundle(tmp_path / "b")
+    (first, *_) = bundle.samples
+    nan = {name: np.full_like(x, np.nan) for name, x in first.inputs.items()}
+    outputs = {name: np.full_like(y, np.nan) for name, y in first.outputs.items()}
+    save_samples(bundle.path / SAMPLES, (Sample(nan, outputs),))
+    bundle.record((bundle.path / SAMPLES,), allow_nan=allowed)
+    (found,) = verify(bundle.path, ["ort-cpu:primitive"])
+    assert found.passed is allowed
+    assert ("PyTorch's outputs are not all finite" in found.error) is not allowed

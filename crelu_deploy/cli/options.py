@@ -129,6 +129,7 @@ class Export:
     mean: str | None
     scale: str | None
     bgr: bool | None
+    allow_nan: bool
 
     def arguments(self) -> dict[str, Any]:
         """Return keyword arguments of ``export`` and ``deploy``."""
@@ -235,6 +236,7 @@ exporting = group(
         help="How many random inputs to verify on, or real ones by input name.",
     ),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+    click.option("--allow-nan", is_flag=True, help="Accept outputs that are NaN or infinite."),
     *PIXELS,
 )
 
