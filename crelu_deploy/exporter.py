@@ -40,6 +40,7 @@ from crelu_deploy.source import Source, evaluating, find_source, stated_preproce
 from crelu_deploy.staging import staged_folder
 from crelu_deploy.targets import AUTO, Target
 from crelu_deploy.tracing import traces
+from crelu_deploy.widening import with_floors
 from crelu_deploy.writing import save_model
 
 DEFAULT_OPSET = 20
@@ -182,7 +183,11 @@ def _exported(source: Source, settings: ExportSettings, progress: Progress) -> E
     model.producer_name, model.producer_version = "crelu-deploy", version("crelu-deploy")
     allow_nan = settings.get("allow_nan", False)
     recorded, coverage = _recorded(source, settled, maker, first, allow_nan, progress)
-    return Exported(settled, recorded, coverage, names, source.notes, how, allow_nan)
+    progress("measure PyTorch's rounding")
+    batched = settled.program is not None and settled.program.batched
+    recorded, why = with_floors(source.module, recorded, batched=batched)
+    notes = (*source.notes, why) if why else source.notes
+    return Exported(settled, recorded, coverage, names, notes, how, allow_nan)
 
 
 def _recorded(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from crelu_deploy.accuracy import REDUCED, Limits, Tolerance, check, not_finite
+from crelu_deploy.accuracy import GPU_ROUNDING, REDUCED, Limits, Tolerance, check, not_finite
 from crelu_deploy.agreement import decisions
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.environment import environment
@@ -32,6 +32,7 @@ from crelu_deploy.targets import (
     BASELINE,
     CARRIED,
     FUNCTION,
+    GPU,
     INT8,
     PLUGIN,
     Options,
@@ -224,7 +225,8 @@ def _judge(
             )
     outputs = [runner(sample.inputs) for sample in samples]
     limits = REDUCED.get(BACKENDS[target.backend].precision, Limits())
-    comparison = check(outputs, samples, tolerance or limits.tolerance)
+    allowance = GPU_ROUNDING if BACKENDS[target.backend] in GPU else 1.0
+    comparison = check(outputs, samples, tolerance or limits.tolerance, allowance)
     expected = [sample.outputs for sample in samples]
     agreement = decisions(list(zip(outputs, expected, strict=True)))
     return Verification(target, comparison, "", agreement, limits.agreement, opening)

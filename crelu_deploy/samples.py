@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from crelu_deploy.errors import UnsupportedModel
+from crelu_deploy.rounding import channel_axis
 from crelu_deploy.runner import TensorSpec
 
 Array = np.ndarray[Any, Any]
@@ -21,12 +22,23 @@ UNPACKED_RATIO, UNPACKED_SLACK = 20, 64 << 20
 """An NPZ file may unpack to this many times its size, plus these bytes."""
 
 
+KINDS = ("input", "output", "floor")
+"""What a sample consists of."""
+
+
 @dataclass(frozen=True)
 class Sample:
-    """One call of the network: its inputs and PyTorch's outputs, by name."""
+    """One call of the network: its inputs and PyTorch's outputs, by name.
+
+    Attributes:
+        inputs: What goes in.
+        outputs: What PyTorch makes of it.
+        floors: The noise of each channel of an output, where it was measured; see ``rounding``.
+    """
 
     inputs: Arrays
     outputs: Arrays
+    floors: Arrays = field(default_factory=dict)
 
     def check(self, inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> None:
         """Refuse a sample of another network.
@@ -46,14 +58,18 @@ class Sample:
                 spec.check(self.inputs[spec.name])
             except (TypeError, ValueError) as error:
                 raise UnsupportedModel(f"a sample does not fit: {error}; export again") from error
+        for name, floor in self.floors.items():
+            axis = channel_axis(y.shape) if (y := self.outputs.get(name)) is not None else None
+            if y is None or floor.shape != (y.shape[axis] if axis else 1,):
+                raise UnsupportedModel(f"the noise of output {name!r} does not fit; export again")
 
 
 def save_samples(path: Path, samples: tuple[Sample, ...]) -> None:
-    """Write every array under ``<index>/input/<name>`` or ``<index>/output/<name>``."""
+    """Write every array under ``<index>/<kind>/<name>``; the kinds are input, output and floor."""
     arrays = {
         f"{i}/{kind}/{name}": array
         for i, sample in enumerate(samples)
-        for kind, named in (("input", sample.inputs), ("output", sample.outputs))
+        for kind, named in zip(KINDS, (sample.inputs, sample.outputs, sample.floors), strict=True)
         for name, array in named.items()
     }
     with path.open("wb") as file:
@@ -70,12 +86,12 @@ def load_samples(path: Path) -> tuple[Sample, ...]:
     for key, array in _arrays(path).items():
         index, _, rest = key.partition("/")
         kind, _, name = rest.partition("/")
-        if not (index.isdecimal() and len(index) < 10 and kind in ("input", "output") and name):
+        if not (index.isdecimal() and len(index) < 10 and kind in KINDS and name):
             raise UnsupportedModel(f"{path}: {key!r} is not an array of a sample; export again")
-        found.setdefault(int(index), {"input": {}, "output": {}})[kind][name] = array
+        found.setdefault(int(index), {one: {} for one in KINDS})[kind][name] = array
     if not found:
         raise UnsupportedModel(f"{path}: no samples inside; export again")
-    return tuple(Sample(found[i]["input"], found[i]["output"]) for i in sorted(found))
+    return tuple(Sample(*(found[i][kind] for kind in KINDS)) for i in sorted(found))
 
 
 def read_inputs(path: Path, specs: tuple[TensorSpec, ...], batch: int) -> tuple[Arrays, ...]:
