@@ -8,11 +8,12 @@ INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.
 N      ?= 2000
 SEED   ?= 1
 
-.PHONY: help demo test lint docs test-serve plugins fuzz fuzz-files clean
+.PHONY: help demo test lint docs test-cpus test-serve plugins fuzz fuzz-files clean
 
 help:
 	@echo "make demo             export, verify and time a trained model on real images"
 	@echo "make test             lint, type-check and run all tests"
+	@echo "make test-cpus        test under other instruction sets: SSE, AVX2, AVX-512, ARM64"
 	@echo "make test-serve       install a Triton server and Ray, and test with them"
 	@echo "make plugins          build the native plugins into crelu_deploy/lib"
 	@echo "make lint             lint and type-check only"
@@ -54,6 +55,10 @@ fuzz: $(TESTED)
 
 fuzz-files: $(TESTED)
 	$(BIN)/python scripts/fuzz_files.py $(N) --seed $(SEED)
+
+# Instructions are hidden from CPUID, or a processor is emulated; what cannot be had says why.
+test-cpus: $(TESTED)
+	$(BIN)/python scripts/cpus/run.py
 
 # A Triton server in an environment of its own, and a cluster of two Ray nodes on this machine.
 test-serve: $(TESTED)
