@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch: more threads only wait here
 
 import pytest
 
 from crelu_deploy.serving.environment import VARIABLE, default_folder
 
 DIGITS = Path(__file__).resolve().parent.parent / "examples" / "digits_crelu.pt"
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the imports made out of garbage collection, which tests and programs ask for."""
+    _keep_translations()
+    gc.collect()
+    gc.freeze()
+
+
+def _keep_translations() -> None:
+    """Let PyTorch read its translations to ONNX once; each export reads them again otherwise."""
+    if "torch" not in sys.modules:
+        return
+    try:
+        from torch.onnx._internal.exporter import _registration
+
+        apis = _registration.onnxscript_apis
+        apis.get_torchlib_ops = functools.cache(apis.get_torchlib_ops)
+    except (ImportError, AttributeError):  # another version of PyTorch: slower, that is all
+        pass
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from tables import crossed
 
 torch = pytest.importorskip("torch")
 
@@ -111,9 +112,9 @@ def interpret(kernel: Any, case: Case, dtype: Any, values: Any, tile: Any = None
     return y
 
 
-@EVERY_CASE
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-def test_the_kernel_is_exact_on_whole_numbers(kernel: Any, case: Case, dtype: Any) -> None:
+@crossed(name=CASES, kind=["float16", "float32"])
+def test_the_kernel_is_exact_on_whole_numbers(kernel: Any, name: str, kind: str) -> None:
+    case, dtype = CASES[name], getattr(torch, kind)
     values = arguments(case)
     y = interpret(kernel, case, dtype, values)
     assert torch.equal(y, reference(case, *values).to(dtype))
