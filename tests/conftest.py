@@ -48,6 +48,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Begin on one thread: what an earlier test set would make small sums wait for each other."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session", name="digits")
 def digits_checkpoint() -> Path:
     """A trained network in a file that names its architecture: 6 sites, input 1x1x28x28."""

@@ -13,7 +13,7 @@ import pytest
 import torch
 from graphs import ALL, OFF
 from real_models import real_model
-from tables import mostly
+from tables import mostly, thorough
 
 from crelu_deploy import checkpoint, export, optimize
 from crelu_deploy.bundle import Bundle
@@ -42,7 +42,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory):
     return bundle_of
 
 
-@mostly("name", CHECKPOINTS, fast=["3ddfa"])
+@thorough
+@pytest.mark.parametrize("name", CHECKPOINTS)
 def test_the_graph_has_two_sites_and_one_function(exported, name: str) -> None:
     bundle = exported(name)
     model = onnx.load(bundle.path / "model.onnx")
@@ -56,7 +57,8 @@ def test_the_graph_has_two_sites_and_one_function(exported, name: str) -> None:
     assert all(site["foldable"] for site in bundle.manifest["sites"])
 
 
-@mostly("name", CHECKPOINTS, fast=["3ddfa"])
+@thorough
+@pytest.mark.parametrize("name", CHECKPOINTS)
 def test_onnx_runtime_agrees_with_pytorch(exported, name: str) -> None:
     """At 720 by 1080, and at an odd size with a batch of two: neither was an example."""
     bundle = exported(name)
@@ -77,7 +79,7 @@ def test_onnx_runtime_agrees_with_pytorch(exported, name: str) -> None:
 STEM = ["Conv", "Relu", "MaxPool"] * 2
 
 
-@pytest.mark.parametrize("name", ["3ddfa", "foreign"])
+@mostly("name", ["3ddfa", "foreign"], fast=["foreign"])
 def test_folding_changes_no_bit(exported, name: str, tmp_path: Path) -> None:
     source = real_model(FOREIGN) if name == "foreign" else exported(name).path / "model.onnx"
     folded = tmp_path / "folded.onnx"

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bundles import write_bundle
+from tables import thorough
 
 from crelu_deploy import build
 
 HEAVY = ("torch", "onnxruntime", "tensorrt", "onnxscript", "rich", "click")
-REPORT = f"\nimport json, sys; print(json.dumps([m for m in {HEAVY} if m in sys.modules]))"
+REPORT = f"\nimport json, sys; print(json.dumps([m for m in {HEAVY} if m in sys.modules]))\n"
 PUBLIC = ("Bundle", "Options", "Runner", "Target", "bench", "build", "load", "verify")
 
 
@@ -36,14 +37,17 @@ def loaded(script: str, *arguments: str) -> set[str]:
     return set(json.loads(fresh(script + REPORT, *arguments).splitlines()[-1]))
 
 
-# what an application or a user imports -> the heavy packages that may come with it
+# what an application or a user imports that brings no heavy package
+LIGHT = (
+    "import crelu_deploy",
+    f"from crelu_deploy import {', '.join(PUBLIC)}",
+    "from crelu_deploy import optimize",
+    "import crelu_deploy.op",
+    "import crelu_deploy.pipeline",
+    "import crelu_deploy.cli",
+)
+# what else one imports -> the heavy packages that may come with it
 COSTS = {
-    "import crelu_deploy": set(),
-    f"from crelu_deploy import {', '.join(PUBLIC)}": set(),
-    "from crelu_deploy import optimize": set(),
-    "import crelu_deploy.op": set(),
-    "import crelu_deploy.pipeline": set(),
-    "import crelu_deploy.cli": set(),
     "import crelu_deploy.cli.commands": {"rich", "click"},
     "import crelu_deploy.render.stages": {"rich"},
     "import crelu_deploy.backends.onnxruntime": {"onnxruntime"},
@@ -56,6 +60,18 @@ def test_what_an_import_loads(statement, allowed):
     if "torch" in allowed:
         pytest.importorskip("torch")
     assert loaded(statement) == allowed
+
+
+def test_what_is_imported_first_is_light():
+    """Each after those before it, in one process."""
+    found = [json.loads(line) for line in fresh(REPORT.join(["", *LIGHT]) + REPORT).splitlines()]
+    assert found == [[]] * (len(LIGHT) + 1)
+
+
+@thorough
+@pytest.mark.parametrize("statement", LIGHT)
+def test_what_is_imported_alone_is_light(statement):
+    assert loaded(statement) == set()
 
 
 def test_the_check_notices_a_heavy_package():
