@@ -47,7 +47,7 @@ class Mutant:
 
 
 FOLD = "fold fold_refusals lowerings"
-RECOGNITION = "recognition spellings"
+RECOGNITION = "recognition_parts recognition spellings"
 MUTANTS = (
     # -- recognition
     Mutant(
@@ -60,19 +60,19 @@ MUTANTS = (
         "recognition/axes.py",
         "return Layout(2, 1, extent(0 if transposed else 1, inputs[1]))",
         "return Layout(2, 1, extent(1 if transposed else 0, inputs[1]))",
-        "shapes recognition fuzz",
+        RECOGNITION,
     ),
     Mutant(
         "recognition/axes.py",
         "None if per_group is None else group * per_group",
         "per_group",
-        "shapes recognition spellings fuzz",
+        RECOGNITION,
     ),
     Mutant(
         "recognition/axes.py",
         "order.index(normalized(axis, len(order)))",
         "order[normalized(axis, len(order))]",
-        "shapes recognition spellings fuzz",
+        RECOGNITION,
     ),
     Mutant(
         "recognition/constants.py",
@@ -90,7 +90,7 @@ MUTANTS = (
         "recognition/fit.py",
         'if name == "clip" and not attributes["min"] < attributes["max"]:',
         'if name == "clip" and not attributes["min"] <= attributes["max"]:',
-        "recognition spellings fuzz",
+        RECOGNITION,
     ),
     Mutant(
         "recognition/fit.py",
@@ -120,7 +120,7 @@ MUTANTS = (
         "recognition/halves.py",
         "(vector[0::2], vector[1::2]) if interleaved",
         "(vector[1::2], vector[0::2]) if interleaved",
-        "recognition spellings fuzz",
+        RECOGNITION,
     ),
     Mutant(
         "recognition/joins.py",
@@ -138,13 +138,13 @@ MUTANTS = (
         "recognition/structure.py",
         'node.attributes.get_int("training_mode", 0) == 0 and len(node.inputs) == 5',
         "len(node.inputs) == 5",
-        "recognition spellings fuzz",
+        RECOGNITION,
     ),
     Mutant(
         "recognition/structure.py",
         "return training is None or (flag is not None and not flag.any())",
         "return True",
-        "recognition spellings fuzz",
+        RECOGNITION,
     ),
     Mutant(
         "recognition/rewrite.py",
@@ -156,7 +156,7 @@ MUTANTS = (
         "recognition/sites.py",
         "if axis == 0 and layout.rank != 1:",
         "if axis == 0 and layout.rank == 1:",
-        "recognition spellings fuzz",
+        RECOGNITION,
     ),
     # -- lowerings
     Mutant(
