@@ -14,6 +14,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from tables import mostly
 
 from crelu_deploy.cli import run
 
@@ -295,7 +296,7 @@ def process(*arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("step", ["start PyTorch", "export to ONNX"])
+@mostly("step", ["start PyTorch", "export to ONNX"], fast=["export to ONNX"])
 def test_ctrl_c_leaves_the_earlier_bundle(step: str, bundle: Path, digits: Path) -> None:
     before = contents(bundle)
     running = process("export", str(digits), "-o", str(bundle), "--seed", "5")

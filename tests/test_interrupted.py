@@ -13,6 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 from bundles import write_bundle
+from tables import mostly, thorough
 
 from crelu_deploy import cli, pipeline
 from crelu_deploy.bundle import Bundle, check_destination
@@ -180,9 +181,11 @@ def test_long_names_have_room_for_their_hidden_folder(tmp_path, name):
     assert names(tmp_path) == {name}
 
 
+@thorough
 @pytest.mark.slow
 @pytest.mark.torch
 def test_random_kills():
+    """At random moments; the tests above kill at those that matter."""
     pytest.importorskip("torch")
     script = ROOT / "scripts" / "kill_test.py"
     done = subprocess.run(
@@ -231,7 +234,7 @@ def heavy(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("room", [1 << 24, 150 << 20, 230 << 20])
+@mostly("room", [1 << 24, 150 << 20, 230 << 20], fast=[1 << 24, 150 << 20])
 def test_too_little_memory_is_one_line(tmp_path, heavy, room):
     before = names(tmp_path)
     out = tmp_path / "out.onnx"
