@@ -192,11 +192,23 @@ def test_a_damaged_line_is_measured_again(tmp_path, name):
 
 def test_a_journal_is_for_one_place_and_can_be_forgotten(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    journal({"model": "a", "device": "x"}, fresh=False).add("race", [1.0, 2.0, 3.0])
-    assert journal({"device": "x", "model": "a"}, fresh=False).rounds("race", 2)
-    assert not journal({"model": "a", "device": "y"}, fresh=False).rounds("race", 2)
-    assert not journal({"model": "a", "device": "x"}, fresh=False).rounds("race", 3)
-    assert not journal({"model": "a", "device": "x"}, fresh=True).rounds("race", 2)
+    journal({"model": "a", "device": "x"}).add("race", [1.0, 2.0, 3.0])
+    assert journal({"device": "x", "model": "a"}).rounds("race", 2)
+    assert not journal({"model": "a", "device": "y"}).rounds("race", 2)
+    assert not journal({"model": "a", "device": "x"}).rounds("race", 3)
+    journal({"model": "a", "device": "x"}).forget()
+    assert not journal({"model": "a", "device": "x"}).rounds("race", 2)
+
+
+@pytest.mark.parametrize("folder", [True, False], ids=["a folder", "in a file"])
+def test_a_cache_that_cannot_be_used_is_done_without(tmp_path, folder):
+    path = tmp_path / "kept.jsonl" if folder else tmp_path / "file" / "kept.jsonl"
+    if folder:
+        path.mkdir()
+    else:
+        path.parent.write_text("no folder")
+    timer = Simulated(MIX)
+    assert searched(timer, kept=path) == searched(Simulated(MIX))
 
 
 def test_the_entrants_of_a_network():
