@@ -110,7 +110,7 @@ def _measured(
         kept.forget()
     entered = entrants(timer.model, rule.choice, original=ORIGINAL in timer.files)
     found = search(Arena(timer, kept), entered, budget, progress)
-    return Plan(BACKEND, MEASURED, found.choice, key, found.ratios)
+    return Plan(BACKEND, MEASURED, found.choice, {**key, "sure": found.sure}, found.ratios)
 
 
 def shapes_of(feeds: Arrays) -> dict[str, str]:

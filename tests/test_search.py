@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 from clock import Cost, Simulated, busy, quiet, wandering
 from graphs import Case, model
@@ -85,6 +86,18 @@ def test_no_noise_makes_it_choose_what_is_slower(name, noise):
 def test_what_cannot_be_told_apart_is_left_as_it_is():
     kept = [searched(Simulated(summed({}), busy, seed=seed)).name for seed in range(40)]
     assert kept == [PLAIN] * 40
+
+
+def test_what_only_seems_faster_is_told():
+    def flighty(generator: np.random.Generator, calls: int) -> np.ndarray:
+        return np.exp(generator.normal(0, 2, calls))
+
+    saved = {f"{site} mirror": 2 for site in SITES}
+    found = [searched(Simulated(summed(saved), flighty, seed=n), budget=3) for n in range(10)]
+    assert {one.name for one in found} == {PLAIN}
+    assert sum(not one.sure for one in found) >= 3
+    assert searched(Simulated(summed(saved), quiet), budget=3).sure
+    assert searched(Simulated(summed({}), quiet), budget=3).sure
 
 
 def test_a_form_that_is_slower_in_one_way_of_calling_is_not_chosen():

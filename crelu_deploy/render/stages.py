@@ -142,7 +142,12 @@ def _timed(made: Plan) -> list[Section | str]:
     timed = section(heading, "choice!", "ratio>")
     for name, ratio in sorted(made.ratios.items(), key=lambda item: item[1]):
         add(timed, name, f"{ratio:.2f} x")
-    return [timed]
+    return [timed] if made.key.get("sure", True) else [timed, UNSURE]
+
+
+UNSURE = (
+    "         too busy a machine to be sure of what seems faster: run crelu plan when it is idle"
+)
 
 
 NAMES = {PLAIN: "all sites primitive", ORIGINAL: "the original"}
