@@ -173,7 +173,7 @@ def test_what_is_not_here_is_a_row(tmp_path: Path) -> None:
 
 
 def test_the_files_are_there() -> None:
-    names = {*run.LONG, *run.SHORT, *run.INT8}
+    names = {*run.LONG, *run.INT8}
     assert [n for n in names if not (ROOT / "tests" / f"test_{n}.py").is_file()] == []
 
 

@@ -34,14 +34,25 @@ FOLDER = ROOT / "build" / "cpus"
 EXAMPLES = ROOT / "examples"
 TOGETHER = 2
 
-SHORT = ("op", "lowerings", "fold", "depthwise", "complement", "split", "concats")
-"""The test files that an emulated processor runs: ``tests/test_<name>.py``."""
+SHORT = ("op", "lowerings", "fold", "depthwise", "complement", "split", "pooled", "concats")
+"""The test files that an emulated processor runs: ``tests/test_<name>.py``, without what is marked
+as thorough; where kernels run natively, every test of the files below."""
 
 LONG = (
     *SHORT,
-    *("recognition", "passes", "fold_refusals", "complement_refusals", "pruning"),
+    *(
+        "recognition",
+        "recognition_parts",
+        "passes",
+        "fold_refusals",
+        "complement_refusals",
+        "pruning",
+    ),
     *("optimizer", "pipeline", "runner", "accuracy", "agreement", "precision", "fuzz"),
 )
+TIMED = "cost_grows"
+"""The tests that measure time, which means nothing under emulation."""
+
 INT8 = ("quantization",)
 
 
@@ -85,7 +96,8 @@ def _test(way: Way, folder: Path, more: tuple[str, ...]) -> tuple[dict[str, Any]
     report = folder / "tests.xml"
     # faulthandler would take the signal by which instructions are hidden
     plugins = ("-p", "no:faulthandler", "-p", "no:cacheprovider")
-    options = (*plugins, "--timeout", "0", f"--junit-xml={report}")
+    chosen = ("-k", f"not {TIMED}") if way.emulated else ("-m", "")
+    options = (*plugins, "--timeout", "0", f"--junit-xml={report}", *chosen)
     status, log = start(way, folder / "tests.log", "-m", "pytest", *options, *files)
     if not report.is_file():
         return {}, [f"the tests ended with exit status {status}, see {log}"]
