@@ -79,7 +79,8 @@ def _built(
             entry = _build(opened, target, told)
             results.append(Build(target, time.perf_counter() - start, **entry))
         except DeployError as error:
-            results.append(Build(target, time.perf_counter() - start, error=str(error)))
+            seconds, skipped = time.perf_counter() - start, isinstance(error, BackendUnavailable)
+            results.append(Build(target, seconds, error=str(error), skipped=skipped))
     return tuple(results)
 
 
@@ -197,7 +198,7 @@ def _verify(
     if BACKENDS[target.backend].lowered and str(target) not in bundle.manifest["targets"]:
         (result,) = build(bundle, [target], options, progress=progress)
         if result.error:
-            return Verification(target, None, result.error), None
+            return Verification(target, None, result.error, skipped=result.skipped), None
     progress(f"verify {target}")
     try:
         start = time.perf_counter()

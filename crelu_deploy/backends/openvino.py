@@ -115,8 +115,8 @@ def require_capability(capabilities: Sequence[str], target: Target) -> None:
     wanted = CAPABILITIES.get(BACKENDS[target.backend].precision)
     if wanted and wanted not in capabilities:
         raise BackendUnavailable(
-            f"{target}: this processor has no {wanted} instructions (OpenVINO finds "
-            f"{', '.join(capabilities)}); use openvino, which computes in float32"
+            f"this processor has no {wanted} instructions, which {target.backend} needs; "
+            "openvino computes in float32"
         )
 
 

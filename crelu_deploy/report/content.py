@@ -36,7 +36,7 @@ def page(data: JSON) -> Page:
     if not failed:
         verdict = f"All {total} agree with PyTorch"
     if waiting:
-        verdict += f"; built and not run here: {', '.join(waiting)}"
+        verdict += f"; not here: {', '.join(waiting)}"
     sections = (
         Section("Targets", (_targets(data),)),
         Section("Latency", tuple(_latency(data["bench"]))),
@@ -74,7 +74,7 @@ def _targets(data: JSON) -> Table:
         rows.append(
             (
                 code_cell(target["target"]),
-                Cell("not run") if target.get("skipped") else verdict_cell(target["passed"]),
+                Cell("not here") if target.get("skipped") else verdict_cell(target["passed"]),
                 number_cell(target["score"], ".2f"),
                 number_cell(target["max_abs"], ".1e"),
                 Cell(_decisions(target)),
