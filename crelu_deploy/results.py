@@ -36,6 +36,8 @@ class Build:
         lowerings: Site -> the lowering it has.
         reasons: Site -> why it did not get the lowering that was asked for.
         layers: Of an engine, kind of final layer -> how many there are: which form runs.
+        weight_bits: Of int8, how many a weight has, 8 or 7; 0 for every other precision.
+        processor: Of int8, what that was found on.
         error: Why there is no artifact; empty on success.
         skipped: Whether that is because something that it needs is not here.
     """
@@ -45,6 +47,8 @@ class Build:
     lowerings: Mapping[str, str] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
     layers: Mapping[str, int] = field(default_factory=dict)
+    weight_bits: int = 0
+    processor: str = ""
     error: str = ""
     skipped: bool = False
 
@@ -66,6 +70,7 @@ class Verification:
         demanded: The share of equal decisions that it must reach.
         opening: Seconds that its runtime took to open it.
         skipped: Whether it did not run because something that it needs is not here.
+        note: Why it is less exact here than where it was built, and the way out; mostly empty.
     """
 
     target: Target
@@ -75,6 +80,7 @@ class Verification:
     demanded: float = 0.0
     opening: float = 0.0
     skipped: bool = False
+    note: str = ""
 
     @property
     def passed(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import numpy as np
 import openvino as ov
 from openvino import properties
 
+from crelu_deploy import saturation
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.errors import BackendUnavailable, BuildError
 from crelu_deploy.runner import Runner, TensorSpec
-from crelu_deploy.targets import BACKENDS, BFLOAT16, INT8, Options, Target
+from crelu_deploy.targets import BACKENDS, BFLOAT16, FLOAT32, INT8, Options, Target
 
 Array = np.ndarray[Any, Any]
 
@@ -85,6 +87,17 @@ def load(bundle: Bundle, target: Target, options: Options) -> CompiledRunner:
     compiled = compile_file(core, bundle.artifact(target), precision, options)
     require_names(compiled, bundle)
     return CompiledRunner(compiled, bundle)
+
+
+@cache
+def saturates() -> bool:
+    """Whether products of 8-bit weights saturate on this processor."""
+
+    def run(path: Path, x: Array) -> Array:
+        found: Array = compile_file(ov.Core(), path, FLOAT32, Options(threads=1))({"x": x})["y"]
+        return found
+
+    return saturation.saturates(run)
 
 
 def require_floats(specs: Sequence[TensorSpec], target: Target) -> None:

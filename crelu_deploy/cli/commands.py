@@ -291,13 +291,20 @@ def verdict(
         refused: What could not be timed -> why.
     """
     named = {str(Target.parse(text)) for text in asked} or {str(r.target) for r in found}
-    failed = {str(r.target): r.error for r in found if not (r.passed or r.skipped)} | {**refused}
+    failed = {str(r.target): _why(r) for r in found if not (r.passed or r.skipped)} | {**refused}
     absent = {str(r.target): r.error for r in found if r.skipped}
     if not failed and (not found or not named <= absent.keys()):
         return OK
-    told, state = (failed, "failed") if failed else (absent, "not here")
+    told = failed or absent
     total = len(named | told.keys())
     reason = next(iter(told.values())) if len(told) == 1 else ""
     names, why = ", ".join(told), f": {printable(reason)}" if reason else ""
-    click.echo(f"error: {len(told)} of {total} targets {state} ({names}){why}", err=True)
+    line = f"{len(told)} of {total} targets failed ({names}){why}"
+    if not failed:
+        line = f"{len(told)} of {total} targets not here ({names}){why}"
+    click.echo(f"error: {line}", err=True)
     return FAILED
+
+
+def _why(result: Build | Verification) -> str:
+    return result.error or (result.note if isinstance(result, Verification) else "")

@@ -30,8 +30,10 @@ def builds_table(builds: Sequence[Build]) -> Section:
 
 
 def _mix(done: Build) -> str:
-    """Return how many sites got which lowering, and of an engine its final layers."""
+    """Return how many sites got which lowering, an engine's final layers, and int8's precision."""
     sites = _counts(Counter(done.lowerings.values()))
+    if done.weight_bits:
+        return f"{sites}; weights of {done.weight_bits} bits"
     return f"{sites}; final layers: {_counts(done.layers)}" if done.layers else sites
 
 

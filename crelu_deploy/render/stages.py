@@ -153,6 +153,7 @@ def verifications_json(found: Sequence[Verification]) -> JSON:
             "max_abs": None if v.comparison is None else number(v.comparison.max_abs),
             "worst": v.error if v.comparison is None else v.comparison.worst,
             "agreement": None if v.agreement is None else asdict(v.agreement),
+            "note": v.note,
         }
         for v in found
     ]
@@ -169,7 +170,8 @@ def verifications_table(found: Sequence[Verification], samples: int) -> Section:
             add(table, v.target, "-", "-", "-", v.error, verdict)
         else:
             score, error = f"{v.comparison.score:.2f}", f"{v.comparison.max_abs:.1e}"
-            add(table, v.target, score, error, v.agreement or "-", v.comparison.worst, verdict)
+            worst = f"{v.comparison.worst}; {v.note}" if v.note else v.comparison.worst
+            add(table, v.target, score, error, v.agreement or "-", worst, verdict)
     return table
 
 
@@ -222,7 +224,7 @@ def _why(verification: Verification) -> str:
     """Return why a target is not timed."""
     if verification.skipped:
         return f"not here: {verification.error}"
-    return verification.error or "verification failed"
+    return verification.error or verification.note or "verification failed"
 
 
 def benchmark_tables(found: Benchmark) -> list[Section]:

@@ -80,7 +80,7 @@ def _targets(data: JSON) -> Table:
                 Cell(_decisions(target)),
                 number_cell(timed.get("median_ms"), ".2f", " ms"),
                 number_cell(timed.get("ratio"), ".2f", " x"),
-                Cell(target["worst"] or ""),
+                Cell("; ".join(filter(None, (target["worst"], target.get("note"))))),
             )
         )
     batch = data["bench"]["rows"][0]["batch"] if data["bench"]["rows"] else 1
