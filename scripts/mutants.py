@@ -168,7 +168,7 @@ MUTANTS = (
     Mutant(
         "lowerings/fold.py",
         "if sum(dropped[i + 1 :]) % 2 else",
-        "if sum(dropped[i:]) % 2 else",
+        "if sum(dropped[: i + 1]) % 2 else",
         FOLD,
     ),
     Mutant(
@@ -305,8 +305,8 @@ MUTANTS = (
     ),
     Mutant(
         "bundle.py",
-        "if announced and all(",
-        "if announced and any(",
+        "if read_manifest(self.path) != self.manifest:",
+        "if read_manifest(self.path) == self.manifest:",
         "interrupted bundle",
     ),
     Mutant(
