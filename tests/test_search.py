@@ -53,6 +53,10 @@ LANDSCAPES = {
         {f"{site} {form}": -1 for site in SITES for form in FORMS[1:]},
         dict.fromkeys(SITES, "primitive"),
     ),
+    "a gain below the margin beside a large one": (
+        {"a split": 2, "c mirror": 0.05},
+        {"a": "split", "b": "split", "c": "primitive"},
+    ),
     "a gain below the margin": ({"a fold": 0.05}, dict.fromkeys(SITES, "primitive")),
     "nothing matters": ({}, dict.fromkeys(SITES, "primitive")),
 }
