@@ -55,7 +55,7 @@ def accuracies(done: Deployment, samples: Path) -> Section:
 
 
 def main(checkpoint: Path, samples: Path, out: Path) -> int:
-    """Deploy the checkpoint and print the three tables."""
+    """Deploy the checkpoint and print a table per stage, and the accuracy."""
     console = Console(highlight=False)
     done = deploy(
         checkpoint,
