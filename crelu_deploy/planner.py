@@ -41,8 +41,8 @@ def make_plan(
 ) -> Plan:
     """Find the fastest choice of lowerings by timing it here, and note it for ``auto``.
 
-    What is measured is kept in the user's cache by model, runtime, device, batches and threads: a
-    search that was killed goes on where it was, and one that is repeated ends as before.
+    What is measured is kept in the user's cache: a search that was killed goes on where it was, and
+    one that is repeated ends as before.
 
     Args:
         bundle: What to plan for; its target ``ort-cpu:auto`` is to be built again.
@@ -53,21 +53,16 @@ def make_plan(
         progress: Told what is being timed.
 
     Raises:
-        BuildError: Another process is writing to the bundle, or the cache cannot be written.
+        BuildError: Another process writes to the bundle.
     """
     opened = opened_bundle(bundle)
-    model, rule = opened.model, on_cpu(opened.model)
-    key: dict[str, Any] = {"model": opened.manifest["files"][MODEL]}
-    made = Plan(BACKEND, RULE, rule, key)
-    if budget and rule:
-        feeds: list[Arrays] = [feeds_of(opened, batch) for batch in batches]
-        feeds = feeds or [opened.samples[0].inputs]
-        key |= {**place(options), "inputs": [shapes_of(one) for one in feeds]}
+    model = opened.model
+    made = Plan(BACKEND, RULE, on_cpu(model), {"model": opened.manifest["files"][MODEL]})
+    if budget and made.choice:
+        recorded = opened.samples[0].inputs
+        feeds: list[Arrays] = [feeds_of(opened, batch) for batch in batches] or [recorded]
         timer = Sessions(model, [Lane(one, options) for one in feeds])
-        arena = Arena(timer, journal(key, fresh=fresh))
-        entered = entrants(model, rule)
-        found = search(arena, entered, budget, progress)
-        made = Plan(BACKEND, MEASURED, found.choice, key, found.ratios)
+        made = _measured(timer, made, budget, progress, fresh=fresh)
     use(opened, made)
     return made
 
@@ -97,16 +92,25 @@ def plan_file(
     Returns:
         The plan; its choice is empty where no form is faster than the file itself.
     """
-    rule = on_cpu(model)
-    key: dict[str, Any] = {"model": sha256(source)}
-    if not (budget and rule):
-        return Plan(BACKEND, RULE, rule, key)
-    key |= {**place(DEFAULT), "inputs": [shapes_of(feeds)]}
+    made = Plan(BACKEND, RULE, on_cpu(model), {"model": sha256(source)})
+    if not (budget and made.choice):
+        return made
     timer = Sessions(model, [Lane(feeds, DEFAULT)], {ORIGINAL: source})
-    entered = entrants(model, rule, original=True)
-    arena = Arena(timer, journal(key, fresh=False))
-    found = search(arena, entered, budget, progress)
-    return Plan(BACKEND, MEASURED, found.choice, key, found.ratios)
+    return _measured(timer, made, budget, progress)
+
+
+def _measured(
+    timer: Sessions, rule: Plan, budget: float, progress: Progress, *, fresh: bool = False
+) -> Plan:
+    """Return what beats the network as it is, starting from the rule's plan."""
+    shapes = [shapes_of(way.feeds) for way in timer.ways]
+    key = {**rule.key, **place(timer.ways[0].options), "inputs": shapes}
+    kept = journal(key)
+    if fresh:
+        kept.forget()
+    entered = entrants(timer.model, rule.choice, original=ORIGINAL in timer.files)
+    found = search(Arena(timer, kept), entered, budget, progress)
+    return Plan(BACKEND, MEASURED, found.choice, {**key, "sure": found.sure}, found.ratios)
 
 
 def shapes_of(feeds: Arrays) -> dict[str, str]:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from crelu_deploy.lowerings import LOWERINGS
 from crelu_deploy.plan import ORIGINAL, PLAIN
-from crelu_deploy.racing import Arena, Choice, Verdict
+from crelu_deploy.racing import MARGIN, Arena, Choice, Verdict
 from crelu_deploy.rule import candidates
 from crelu_deploy.targets import FUNCTION
 
@@ -48,11 +48,13 @@ class Found:
         name: The fastest choice: a name in ``Entrants.choices``, or ``mix``.
         choice: Site -> lowering.
         ratios: Every form that was timed -> its time over that of the network as it is.
+        sure: Whether nothing seemed faster that the rounds were too few, or too unsteady, to tell.
     """
 
     name: str
     choice: Choice
     ratios: Mapping[str, float]
+    sure: bool = True
 
 
 def entrants(model: ir.Model, rule: Choice, *, original: bool = False) -> Entrants:
@@ -114,7 +116,8 @@ def search(
     ratios |= {name: verdict.ratio for name, verdict in last.items()}
     winners = [name for name in finalists if last[name].wins]
     name = min(winners, key=lambda name: ratios[name], default=plain)
-    return Found(name, choices[name], ratios)
+    seeming = [n for n in finalists if n not in winners and ratios[n] < ratios[name] * (1 - MARGIN)]
+    return Found(name, choices[name], ratios, sure=not seeming)
 
 
 def _improve(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import os
@@ -32,12 +33,18 @@ def _keep_translations() -> None:
     if "torch" not in sys.modules:
         return
     try:
-        from torch.onnx._internal.exporter import _registration
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-        apis = _registration.onnxscript_apis
-        apis.get_torchlib_ops = functools.cache(apis.get_torchlib_ops)
+        read = functools.cache(ONNXRegistry.from_torchlib)
     except (ImportError, AttributeError):  # another version of PyTorch: slower, that is all
-        pass
+        return
+
+    def copied(*opset: int, **named: int) -> ONNXRegistry:
+        registry = copy.copy(read(*opset, **named))
+        registry.functions = {name: [*found] for name, found in registry.functions.items()}
+        return registry
+
+    ONNXRegistry.from_torchlib = staticmethod(copied)
 
 
 @pytest.fixture(scope="session", autouse=True)

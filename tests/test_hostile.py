@@ -174,13 +174,13 @@ def test_libraries_say_nothing_beside_the_one_line(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.torch
-@mostly("files", [8, 64], fast=[8])
+@mostly("files", ["4 --only safetensors", "64"], fast=["4 --only safetensors"])
 def test_mutation_fuzz(files):
-    """Damaged files of eight kinds, in turn."""
+    """Damaged files, of eight kinds in turn or of one."""
     pytest.importorskip("torch")
-    command = [sys.executable, ROOT / "scripts" / "fuzz_files.py", str(files), "--seed", "7"]
+    command = [sys.executable, ROOT / "scripts" / "fuzz_files.py", *files.split(), "--seed", "7"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
-    said = re.search(rf"^{files} files, 0 faults", done.stdout, re.MULTILINE)
+    said = re.search(rf"^{files.split()[0]} files, 0 faults", done.stdout, re.MULTILINE)
     assert said, done.stdout + done.stderr
     assert done.returncode == 0
 

@@ -175,6 +175,17 @@ def test_folders_in_use_and_of_others_are_left_alone(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {other.name for other in others}
 
 
+def test_what_was_left_for_a_long_name_is_removed_too(tmp_path):
+    def leave() -> None:
+        with scratch(tmp_path / ("a" * 200)):
+            die()
+
+    killed(leave)
+    assert len(names(tmp_path)) == 1
+    write_text(tmp_path / ("a" * 200), "x")
+    assert names(tmp_path) == {"a" * 200}
+
+
 @pytest.mark.parametrize("name", ["a" * 255, "ä" * 127, "b" * 241])
 def test_long_names_have_room_for_their_hidden_folder(tmp_path, name):
     write_text(tmp_path / name, "x")

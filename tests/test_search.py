@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 from clock import Cost, Simulated, busy, quiet, wandering
 from graphs import Case, model
@@ -52,6 +53,10 @@ LANDSCAPES = {
         {f"{site} {form}": -1 for site in SITES for form in FORMS[1:]},
         dict.fromkeys(SITES, "primitive"),
     ),
+    "a gain below the margin beside a large one": (
+        {"a split": 2, "c mirror": 0.05},
+        {"a": "split", "b": "split", "c": "primitive"},
+    ),
     "a gain below the margin": ({"a fold": 0.05}, dict.fromkeys(SITES, "primitive")),
     "nothing matters": ({}, dict.fromkeys(SITES, "primitive")),
 }
@@ -85,6 +90,18 @@ def test_no_noise_makes_it_choose_what_is_slower(name, noise):
 def test_what_cannot_be_told_apart_is_left_as_it_is():
     kept = [searched(Simulated(summed({}), busy, seed=seed)).name for seed in range(40)]
     assert kept == [PLAIN] * 40
+
+
+def test_what_only_seems_faster_is_told():
+    def flighty(generator: np.random.Generator, calls: int) -> np.ndarray:
+        return np.exp(generator.normal(0, 2, calls))
+
+    saved = {f"{site} mirror": 2 for site in SITES}
+    found = [searched(Simulated(summed(saved), flighty, seed=n), budget=3) for n in range(10)]
+    assert {one.name for one in found} == {PLAIN}
+    assert sum(not one.sure for one in found) >= 3
+    assert searched(Simulated(summed(saved), quiet), budget=3).sure
+    assert searched(Simulated(summed({}), quiet), budget=3).sure
 
 
 def test_a_form_that_is_slower_in_one_way_of_calling_is_not_chosen():
@@ -192,11 +209,23 @@ def test_a_damaged_line_is_measured_again(tmp_path, name):
 
 def test_a_journal_is_for_one_place_and_can_be_forgotten(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    journal({"model": "a", "device": "x"}, fresh=False).add("race", [1.0, 2.0, 3.0])
-    assert journal({"device": "x", "model": "a"}, fresh=False).rounds("race", 2)
-    assert not journal({"model": "a", "device": "y"}, fresh=False).rounds("race", 2)
-    assert not journal({"model": "a", "device": "x"}, fresh=False).rounds("race", 3)
-    assert not journal({"model": "a", "device": "x"}, fresh=True).rounds("race", 2)
+    journal({"model": "a", "device": "x"}).add("race", [1.0, 2.0, 3.0])
+    assert journal({"device": "x", "model": "a"}).rounds("race", 2)
+    assert not journal({"model": "a", "device": "y"}).rounds("race", 2)
+    assert not journal({"model": "a", "device": "x"}).rounds("race", 3)
+    journal({"model": "a", "device": "x"}).forget()
+    assert not journal({"model": "a", "device": "x"}).rounds("race", 2)
+
+
+@pytest.mark.parametrize("folder", [True, False], ids=["a folder", "in a file"])
+def test_a_cache_that_cannot_be_used_is_done_without(tmp_path, folder):
+    path = tmp_path / "kept.jsonl" if folder else tmp_path / "file" / "kept.jsonl"
+    if folder:
+        path.mkdir()
+    else:
+        path.parent.write_text("no folder")
+    timer = Simulated(MIX)
+    assert searched(timer, kept=path) == searched(Simulated(MIX))
 
 
 def test_the_entrants_of_a_network():

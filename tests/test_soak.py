@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tables import thorough
+from tables import mostly
 
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.pipeline import feeds_of, load
@@ -24,20 +24,9 @@ import soak  # noqa: E402
 pytestmark = pytest.mark.torch
 
 
-RUNS = {
-    "ort-cpu:auto": 2000,
-    "torch": 400,
-    "ort-cpu:function": 2000,
-    "torch, longer": 2000,
-}
-
-
-@pytest.mark.parametrize(
-    "run", [pytest.param(run, marks=[thorough] * (i > 1)) for i, run in enumerate(RUNS)]
-)
-def test_results_and_memory_stay_the_same(shared_bundle, run):
-    target = run.partition(",")[0]
-    line, good = soak.soak(Bundle.open(shared_bundle), target, RUNS[run])
+@mostly("target", ["ort-cpu:function", "ort-cpu:auto", "torch"], fast=["ort-cpu:auto"])
+def test_results_and_memory_stay_the_same(shared_bundle, target):
+    line, good = soak.soak(Bundle.open(shared_bundle), target, 2000)
     assert good, line
     assert re.search(r"1 thread: 0 differ, .*; 8 threads: 0 differ", line), line
 
