@@ -28,7 +28,7 @@ import numpy as np
 import processors
 from emulation import NotHere
 from processors import Way
-from results import SATURATING, Found, table
+from results import Found, table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / "build" / "cpus"
@@ -51,11 +51,10 @@ LONG = (
         "pruning",
     ),
     *("optimizer", "pipeline", "runner", "accuracy", "agreement", "precision", "fuzz"),
+    *("quantization", "saturation"),
 )
 TIMED = "cost_grows"
 """The tests that measure time, which means nothing under emulation."""
-
-INT8 = ("quantization",)
 
 
 def fixture() -> Path:
@@ -77,7 +76,7 @@ def examine(name: str, find: Callable[[], Way], bundle: Path) -> Found:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     asked, first = _ask(way, folder, bundle)
-    tested, second = _test(way, folder, () if name in SATURATING or way.emulated else INT8)
+    tested, second = _test(way, folder)
     print(f"... {name}: done", file=sys.stderr)
     return Found(name, way.how, **asked, **tested, broken=(*first, *second))
 
@@ -92,10 +91,9 @@ def _ask(way: Way, folder: Path, bundle: Path) -> tuple[dict[str, Any], list[str
     return json.loads(log.read_text().splitlines()[-1]), []
 
 
-def _test(way: Way, folder: Path, more: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
+def _test(way: Way, folder: Path) -> tuple[dict[str, Any], list[str]]:
     """Run the test files; return how many passed and which failed, and what went wrong."""
-    names = (*(SHORT if way.emulated else LONG), *more)
-    files = [f"tests/test_{name}.py" for name in names]
+    files = [f"tests/test_{name}.py" for name in (SHORT if way.emulated else LONG)]
     report = folder / "tests.xml"
     # faulthandler would take the signal by which instructions are hidden
     plugins = ("-p", "no:faulthandler", "-p", "no:cacheprovider")
