@@ -94,9 +94,10 @@ def _is_site(entry: dict[str, Any]) -> bool:
 
 
 def _is_target(entry: dict[str, Any]) -> bool:
-    counts = entry.get("layers", {}).values()
+    counts = (*entry.get("layers", {}).values(), entry.get("weight_bits", 0))
     told = all(_texts(entry[key]) for key in ("lowerings", "reasons"))
-    return told and all(type(count) is int for count in counts)
+    named = isinstance(entry.get("processor", ""), str)
+    return told and named and all(type(count) is int for count in counts)
 
 
 def _is_input(entry: dict[str, Any]) -> bool:

@@ -16,14 +16,15 @@ from crelu_deploy import plan, pruning
 from crelu_deploy.accuracy import Comparison, Tolerance, compare_outputs, worst_of
 from crelu_deploy.bundle import MODEL
 from crelu_deploy.errors import BuildError, DeployError, ExportError, UnsupportedModel
-from crelu_deploy.lowerings import lower
+from crelu_deploy.lowerings import Lowered, lower
 from crelu_deploy.modelfile import blaming, invalidity
 from crelu_deploy.passes import clean
 from crelu_deploy.pipeline import Progress, silent
+from crelu_deploy.plan import MEASURED, PLAIN, Plan
 from crelu_deploy.reading import read_model
 from crelu_deploy.recognition import NearMiss, OpaqueSite, recognize
 from crelu_deploy.runner import Runner, TensorSpec
-from crelu_deploy.samples import random_inputs
+from crelu_deploy.samples import Array, random_inputs
 from crelu_deploy.shapes import assign, parse_shape
 from crelu_deploy.sites import Site, find_sites
 from crelu_deploy.targets import AUTO, BACKENDS, Options
@@ -57,6 +58,7 @@ class Optimized:
         removed: Site -> the dead halves that were removed.
         before: Operator -> how many nodes the original had.
         after: The same for the result.
+        plan: How ``auto`` was chosen, and what was timed; None where one lowering was asked for.
         comparison: Distance of the result's outputs from the original's; None if not checked.
         bit_equal: Whether all outputs were equal bit for bit; None if not checked.
     """
@@ -67,6 +69,7 @@ class Optimized:
     removed: Mapping[str, pruning.Removal]
     before: Mapping[str, int]
     after: Mapping[str, int]
+    plan: Plan | None
     comparison: Comparison | None
     bit_equal: bool | None
 
@@ -86,38 +89,91 @@ def optimize(
     prune: bool = False,
     inputs: Sequence[str] = (),
     check: bool = True,
+    race: float | None = None,
     tolerance: Tolerance | None = None,
     progress: Progress = silent,
 ) -> Optimized:
-    """Write a lowered copy of an ONNX file after checking it on random inputs.
+    """Write a lowered copy of ``source`` to ``out``, in one step, checked on random inputs.
 
     Args:
         source: The original, which stays as it is.
-        out: The file to write, in one step.
-        lowering: A name in ``LOWERINGS``, or ``auto`` for the rule's choice per site.
-        prune: Remove the halves of sites that are dead, see ``pruning``.
+        out: The file to write.
+        lowering: A name in ``LOWERINGS``, or ``auto`` for what is the fastest here.
+        prune: Remove dead halves of sites, see ``pruning``.
         inputs: ``[NAME:]1x3x224x224`` for inputs whose dynamic axes cannot be guessed.
         check: Compare both files on ONNX Runtime; without it only the structure is checked.
-        tolerance: What counts as equal, instead of what each output's element type tells.
-        progress: Told what is being done.
+        race: Seconds to race the forms for ``auto`` here, ``plan.RACE`` when None; 0, for another
+            machine, takes the rule's choice, and so does no check.
+        tolerance: What counts as equal, instead of what element types tell.
+        progress: Told what is done.
 
     Raises:
-        UnsupportedModel: The original cannot be read, run or lowered, or the result differs.
+        UnsupportedModel: It cannot be read, run or lowered, or the result differs.
         BuildError: The file cannot be written.
     """
     source, out = _apart(Path(source), Path(out))
+    seconds = (plan.RACE if race is None else race) if check else 0.0
+    asked = _Asked(lowering, prune, tuple(inputs), seconds, check, tolerance)
+    return _optimize(source, out, asked, progress)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The arguments of ``optimize`` that say how."""
+
+    lowering: str
+    prune: bool
+    inputs: tuple[str, ...]
+    seconds: float
+    check: bool
+    tolerance: Tolerance | None
+
+
+def _optimize(source: Path, out: Path, asked: _Asked, progress: Progress) -> Optimized:
     progress("recognise CReLU")
     before = _operators(original := read_model(source))
     with blaming(source):
-        recognized, inspection = _recognized(original)
-        pruned = pruning.prune(clean(recognized)) if prune else None
-        model = clean(recognized) if pruned is None else pruned.model
-        lowered = lower(model, plan.by_rule(model) if lowering == AUTO else lowering)
+        model, inspection, removed = _recognized_and_pruned(original, prune=asked.prune)
+        made = _chosen(model, source, asked, progress) if asked.lowering == AUTO else None
+        lowered = _lowered(model, source, made or asked.lowering, pruned=asked.prune)
         progress("compare with the original")
-        checked = _checked(lowered.model, source, inputs, tolerance, check)
+        checked = _checked(lowered.model, source, asked)
     save_model(lowered.model, out)
-    after, removed = _operators(lowered.model), {} if pruned is None else pruned.removed
-    return Optimized(inspection, lowered.applied, lowered.reasons, removed, before, after, *checked)
+    counts, forms = (before, _operators(lowered.model)), (lowered.applied, lowered.reasons)
+    return Optimized(inspection, *forms, removed, *counts, made, *checked)
+
+
+def _recognized_and_pruned(
+    original: ir.Model, *, prune: bool
+) -> tuple[ir.Model, Inspection, Mapping[str, pruning.Removal]]:
+    recognized, inspection = _recognized(original)
+    model = clean(recognized)
+    if not prune:
+        return model, inspection, {}
+    pruned = pruning.prune(model)
+    return pruned.model, inspection, pruned.removed
+
+
+def _chosen(model: ir.Model, source: Path, asked: _Asked, progress: Progress) -> Plan:
+    """Return the fastest choice of lowerings here."""
+    runtime = BACKENDS["ort-cpu"].implementation()
+    from crelu_deploy import planner  # which imports the runtime
+
+    feeds: Mapping[str, Array] = {}
+    if asked.seconds:
+        with runtime.open_session(source, Options(threads=1)) as original:
+            shapes = _shapes(source, original, asked.inputs)
+            feeds = random_inputs(original.inputs, shapes, SEEDS[0])
+    return planner.plan_file(model, source, feeds, asked.seconds, progress)
+
+
+def _lowered(model: ir.Model, source: Path, made: Plan | str, *, pruned: bool) -> Lowered:
+    """Return the lowered model, or the original where no form is faster and nothing was removed."""
+    if isinstance(made, str):
+        return lower(model, made)
+    if made.how == MEASURED and not made.choice:
+        return lower(model, PLAIN) if pruned else Lowered(read_model(source), {}, {})
+    return lower(model, made.choice)
 
 
 def _apart(source: Path, out: Path) -> tuple[Path, Path]:
@@ -126,18 +182,14 @@ def _apart(source: Path, out: Path) -> tuple[Path, Path]:
     return source, out
 
 
-def _checked(
-    model: ir.Model,
-    source: Path,
-    inputs: Sequence[str],
-    tolerance: Tolerance | None,
-    compare: bool,
-) -> tuple[Comparison | None, bool | None]:
+def _checked(model: ir.Model, source: Path, asked: _Asked) -> tuple[Comparison | None, bool | None]:
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder) / "model.onnx"
         save_model(model, candidate)
         _check_structure(source, candidate)
-        return _compare(source, candidate, inputs, tolerance) if compare else (None, None)
+        if not asked.check:
+            return None, None
+        return _compare(source, candidate, asked.inputs, asked.tolerance)
 
 
 def _recognized(model: ir.Model) -> tuple[ir.Model, Inspection]:

@@ -1,28 +1,26 @@
-"""Which lowering each site gets: chosen by rule, measured, or read from a file.
-
-Folding removes the passes over memory that a site costs and doubles its producer's arithmetic, so
-it pays where one output element is a short sum.
-"""
+"""Which lowering each site gets, as a file: chosen by rule or measured, and what it holds for."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from crelu_deploy.errors import UnsupportedModel
-from crelu_deploy.lowerings import LOWERINGS, NATIVE, fold, lower
-from crelu_deploy.lowerings.sitenode import site_nodes
-from crelu_deploy.lowerings.values import constant
+from crelu_deploy.lowerings import LOWERINGS, NATIVE
 from crelu_deploy.staging import write_text
 from crelu_deploy.targets import BACKENDS
 
 RULE, MEASURED = "rule", "measured"
+
+
+PLAIN, ORIGINAL = "primitive", "original"
+"""What every choice is compared with: the form that a plain export has, or a file as it came."""
+
+RACE = 5.0
+"""Seconds that an export or an optimisation races the forms of a network, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -95,68 +93,3 @@ class Plan:
                 "the plan was made for another model (its hash differs); plan again, or remove "
                 "'model' from the plan's key to use it all the same"
             )
-
-
-@dataclass(frozen=True)
-class Rule:
-    """When folding pays on a CPU.
-
-    Attributes:
-        block: Channels of one block in ONNX Runtime's layout for convolutions.
-        whole: The longest sum, in terms, worth folding where the channels fill their blocks.
-        padded: The longest one where they do not: the other half then fills idle lanes.
-    """
-
-    block: int = 16
-    whole: int = 100
-    padded: int = 250
-
-
-CPU = Rule()
-"""Fitted to ONNX Runtime 1.31.1 on an x86-64 server core with AVX-512, float32, batch 1."""
-
-
-def by_rule(model: ir.Model, rule: Rule = CPU) -> dict[str, str]:
-    """Return site -> lowering by channels, readers and the producer's sums, without measuring.
-
-    Where the channels fill their blocks and only convolutions read them, ``split``. Elsewhere
-    ``fold`` where it pays; else ``complement`` if the consumers allow it, else ``depthwise`` where
-    the channels fill their blocks, else ``mirror``.
-    """
-    plans = fold.plans(site_nodes(model))
-    choice = {site: "split" for site, plan in plans.items() if _fills_blocks(plan, rule)}
-    for site in plans.keys() - choice.keys() | _refusing(model, choice, "split"):
-        choice[site] = "fold" if _pays(plans[site], rule) else "complement"
-    for site in _refusing(model, choice, "complement"):
-        choice[site] = "depthwise" if _fills_blocks(plans[site], rule) else "mirror"
-    for site in _refusing(model, choice, "depthwise"):
-        choice[site] = "mirror"
-    return {site: choice[site] for site in plans}
-
-
-def folding_pays(model: ir.Model, rule: Rule = CPU) -> dict[str, bool]:
-    """Return for each site whether it can be folded and the producer's sums are short enough."""
-    return {site: _pays(plan, rule) for site, plan in fold.plans(site_nodes(model)).items()}
-
-
-def _refusing(model: ir.Model, choice: Mapping[str, str], lowering: str) -> set[str]:
-    """Return the sites that cannot have the lowering chosen for them."""
-    asked = {site: chosen for site, chosen in choice.items() if chosen == lowering}
-    return set(lower(model, asked).reasons) if asked else set()
-
-
-def _fills_blocks(plan: fold.Plan | str, rule: Rule) -> bool:
-    return not isinstance(plan, str) and plan.chain.channels % rule.block == 0
-
-
-def _pays(plan: fold.Plan | str, rule: Rule) -> bool:
-    if isinstance(plan, str):
-        return False
-    limit = rule.padded if plan.chain.channels % rule.block else rule.whole
-    return _terms(plan) <= limit
-
-
-def _terms(plan: fold.Plan) -> float:
-    """Return the number of products that one output element of the producer sums up."""
-    weight = constant(plan.chain.producer.inputs[1])
-    return math.inf if weight is None else weight.size / plan.chain.channels

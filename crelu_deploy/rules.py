@@ -13,24 +13,83 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
 from crelu_deploy.environment import cpu_name, versions
-from crelu_deploy.errors import BuildError
-from crelu_deploy.lowerings import fold
+from crelu_deploy.errors import BackendUnavailable, BuildError
+from crelu_deploy.lowerings import LOWERINGS, fold
 from crelu_deploy.lowerings.sitenode import site_nodes
-from crelu_deploy.plan import CPU, Rule, by_rule, folding_pays
+from crelu_deploy.rule import READERS, Preference, Rule, by_rule, folding_pays
 from crelu_deploy.staging import write_text
-from crelu_deploy.targets import GPU
+from crelu_deploy.targets import BACKENDS, GPU
 
-TENSOR_CORES = Rule(block=1, whole=256, padded=256)
+
+def _cells(**cells: tuple[int, str]) -> dict[str, Preference]:
+    """Return preferences from ``pools=(27, "split pooled")``: the limit of a fold, then forms."""
+    return {name: Preference(tuple(forms.split()), fold) for name, (fold, forms) in cells.items()}
+
+
+FITTED: Mapping[int, Rule] = {
+    16: Rule(
+        16,
+        _cells(
+            pools=(3, "split pooled complement depthwise mirror"),
+            layers=(27, "split complement depthwise mirror"),
+            others=(45, "depthwise mirror"),
+        ),
+        _cells(
+            pools=(81, "complement mirror"),
+            layers=(108, "split mirror complement"),
+            others=(108, "mirror"),
+        ),
+    ),
+    8: Rule(
+        8,
+        _cells(
+            pools=(3, "pooled split complement depthwise mirror"),
+            layers=(0, "split complement depthwise mirror"),
+            others=(27, "mirror depthwise"),
+        ),
+        _cells(
+            pools=(27, "complement mirror"),
+            layers=(27, "mirror complement"),
+            others=(33, "mirror"),
+        ),
+    ),
+    1: Rule(
+        1,
+        _cells(
+            pools=(3, "complement pooled mirror"),
+            layers=(3, "complement mirror"),
+            others=(27, "mirror"),
+        ),
+        _cells(pools=(3, "mirror"), layers=(3, "mirror"), others=(27, "mirror")),
+    ),
+}
+"""Channels of a block -> the rule that holds where the runtime's layout has such blocks.
+
+Fitted by ``crelu doctor --calibrate`` to ONNX Runtime 1.31.1 in float32 on one thread of an Intel
+Xeon: 16 as it is, 8 with its AVX-512 hidden, 1 with the blocked layout switched off. Without blocks
+every site fills its blocks of one channel; ``padded`` then holds where the channels are unknown.
+"""
+
+TENSOR_CORES = Rule(
+    1,
+    dict.fromkeys(READERS, Preference(("mirror",), 256)),
+    dict.fromkeys(READERS, Preference(("mirror",), 256)),
+)
 """When folding pays on a GPU: estimated from peak rates of arithmetic and memory, not measured."""
 
 
-def folds_that_pay(model: ir.Model, rule: Rule = CPU) -> dict[str, str]:
+def folds_that_pay(model: ir.Model) -> dict[str, str]:
     """Return site -> ``fold`` where that pays in float32 too, else ``mirror``."""
-    return {site: "fold" if pays else "mirror" for site, pays in folding_pays(model, rule).items()}
+    return _folded(folding_pays(model, rule_here()))
+
+
+def _folded(pays: Mapping[str, bool]) -> dict[str, str]:
+    return {site: "fold" if yes else "mirror" for site, yes in pays.items()}
 
 
 def folds(model: ir.Model) -> dict[str, str]:
@@ -49,7 +108,7 @@ def on_gpu(model: ir.Model) -> dict[str, str]:
     """
     shape = model.graph.inputs[0].shape if model.graph.inputs else None
     single = bool(shape) and shape is not None and shape[0] == 1
-    return folds(model) if single else folds_that_pay(model, TENSOR_CORES)
+    return folds(model) if single else _folded(folding_pays(model, TENSOR_CORES))
 
 
 def keep(rule: Rule) -> Path:
@@ -69,13 +128,45 @@ def keep(rule: Rule) -> Path:
 
 def rule_here() -> Rule:
     """Return the rule calibrated with this processor and runtime, else the common one."""
+    common = FITTED[block()]
     try:
         data = json.loads(_file().read_text(encoding="utf-8"))
-        if data["key"] == _key():
-            return Rule(**{str(name): int(value) for name, value in data["rule"].items()})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return CPU  # none, or a damaged one: the common rule holds everywhere
-    return CPU
+        return _read(data["rule"]) if data["key"] == _key() else common
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return common  # none, or a damaged one: the common rule holds everywhere
+
+
+def _read(data: Mapping[str, Any]) -> Rule:
+    """Read what ``keep`` wrote.
+
+    Raises:
+        ValueError, TypeError, KeyError: It is something else.
+    """
+    whole, padded = (
+        {
+            readers: Preference(
+                tuple(data[kind][readers]["forms"]), int(data[kind][readers]["fold"])
+            )
+            for readers in READERS
+        }
+        for kind in ("whole", "padded")
+    )
+    if unknown := {form for by in (whole, padded) for p in by.values() for form in p.forms} - {
+        *LOWERINGS
+    }:
+        raise ValueError(f"unknown forms {unknown}")
+    if (width := int(data["block"])) < 1:
+        raise ValueError(f"blocks of {width} channels")
+    return Rule(width, whole, padded)
+
+
+def block() -> int:
+    """Return the channels of a block in ONNX Runtime's layout here; 1 where it is not installed."""
+    try:
+        found: int = BACKENDS["ort-cpu"].implementation().block()
+    except BackendUnavailable:
+        return 1
+    return found if found in FITTED else 1
 
 
 def _file() -> Path:
@@ -83,12 +174,13 @@ def _file() -> Path:
     return Path(cache) / "crelu-deploy" / "rule.json"
 
 
-def _key() -> dict[str, str]:
-    return {"onnxruntime": versions().get("onnxruntime", ""), "device": cpu_name()}
+def _key() -> dict[str, object]:
+    runtime = versions().get("onnxruntime", "")
+    return {"onnxruntime": runtime, "device": cpu_name(), "block": block()}
 
 
 def on_cpu(model: ir.Model) -> dict[str, str]:
-    """Return site -> lowering by the lengths of sums, with the limits that hold here."""
+    """Return site -> lowering by the rule that holds here."""
     return by_rule(model, rule_here())
 
 
@@ -97,7 +189,7 @@ RULES: Mapping[str, Callable[[ir.Model], dict[str, str]]] = {
     "openvino-int8": folds,
     **{backend.name: on_gpu for backend in GPU},
 }
-"""Backend -> rule; the others have ``on_cpu``, whose limits are those of float32."""
+"""Backend -> rule; the others have ``on_cpu``, which is that of float32."""
 
 
 def choice(model: ir.Model, backend: str) -> dict[str, str]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
-from crelu_deploy.latency import Effort, Latency, differ, measure
+from crelu_deploy.latency import Call, Effort, Latency, measure, paired
 from crelu_deploy.results import Row
 from crelu_deploy.runner import Runner
 from crelu_deploy.samples import Arrays
 from crelu_deploy.targets import BASELINE, Target
-
-Call = Callable[[], object]
 
 
 def time_runners(
@@ -52,6 +49,5 @@ def time_runners(
 
 
 def _row(target: Target, batch: int, found: Latency, base: Latency | None) -> Row:
-    if base is None:
-        return Row(target, batch, found, math.nan, significant=False)
-    return Row(target, batch, found, found.median / base.median, differ(found, base))
+    against = None if base is None else paired(found.times, base.times)
+    return Row(target, batch, found, against)

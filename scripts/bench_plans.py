@@ -1,11 +1,13 @@
 """Random CReLU networks: how good are the plans, measured and by rule?
 
-For each network a plan is searched, then the plan, the rule's choice and every uniform lowering are
-raced, interleaved, one thread, twice: in the first race the best uniform lowering is chosen, in the
-second all three are compared, so that none is favoured by having been picked for its noise. Exit
-status 1: a plan was more than MARGIN slower than the best uniform lowering.
+For each network a plan is searched, with --busy beside so many loops that keep cores busy. When
+all are made, and the loops have ended, the plan, the rule's choice and every uniform lowering are
+raced, interleaved, one thread, twice: in the first race the best uniform lowering is chosen, in
+the second all are compared, so that none is favoured by having been picked for its noise. Exit
+status 1: a plan is slower than the plain graph, by its paired median and by its minima, or, made on
+a quiet machine, more than MARGIN slower than the best uniform lowering.
 
-Usage: bench_plans.py [N] [--seed 0] [--budget SECONDS] [--seconds SECONDS] [--json FILE]
+Usage: bench_plans.py [N] [--seed 0] [--budget SECONDS] [--seconds SECONDS] [--busy N] [--json FILE]
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,13 +27,15 @@ import onnx
 import onnx_ir as ir
 
 from crelu_deploy.environment import environment
-from crelu_deploy.lowerings import LOWERINGS
 from crelu_deploy.passes import clean
-from crelu_deploy.planner import BASELINE, Choice, Search, by_measurement, candidates
+from crelu_deploy.plan import PLAIN
+from crelu_deploy.racing import Arena, Choice, Journal, Lane, Sessions
 from crelu_deploy.recognition import recognize
 from crelu_deploy.rules import on_cpu
-from crelu_deploy.targets import FUNCTION, Options
+from crelu_deploy.search import Entrants, entrants, search
+from crelu_deploy.targets import Options
 
+SLOWER = 0.02
 MARGIN = 0.03
 CLOSE = 0.10
 WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96)
@@ -49,7 +54,8 @@ class Row:
         uniform: The best uniform lowering.
         measured: The plan's time over that of the best uniform lowering.
         rule: The rule's time over the plan's.
-        gain: The plan's time over the plain graph's.
+        gain: The plan's time over the plain graph's, the median of the rounds.
+        minima: The shortest time over the plain graph's shortest.
     """
 
     network: str
@@ -58,6 +64,7 @@ class Row:
     measured: float
     rule: float
     gain: float
+    minima: float
 
 
 def network(rng: random.Random) -> tuple[onnx.ModelProto, str]:
@@ -94,37 +101,75 @@ def network(rng: random.Random) -> tuple[onnx.ModelProto, str]:
     return model, " ".join(words)
 
 
-def measured(proto: onnx.ModelProto, words: str, seed: int, budget: float, seconds: float) -> Row:
-    """Plan one network and race the plan."""
-    model = ir.from_proto(proto)
-    recognize(model)
-    model = clean(model)
-    shape = [d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim]
-    feeds = [{"x": np.random.default_rng(seed).standard_normal(shape, np.float32)}]
-    rule = on_cpu(model)
-    plan, _ = by_measurement(model, feeds, rule, ONE, budget=budget, progress=lambda _: None)
-    able = candidates(model, list(rule))
-    names = (BASELINE, *(n for n in LOWERINGS if n not in (BASELINE, FUNCTION)))
-    uniform = {n: {s: n if n in able[s] else BASELINE for s in rule} for n in names}
-    search = Search(model, feeds, ONE, time.monotonic())
-    first = search.race(uniform, seconds / 2)
-    best = min(first, key=lambda name: first[name])
-    contestants = {BASELINE: uniform[BASELINE], "best": uniform[best], "plan": plan, "rule": rule}
-    found = search.race(contestants, seconds / 2)
-    against, gain = found["plan"] / found["best"], found["plan"]
-    return Row(words, plan, best, against, found["rule"] / found["plan"], gain)
+@dataclass(frozen=True)
+class Planned:
+    """A network and the plan that was made for it."""
+
+    words: str
+    arena: Arena
+    entered: Entrants
+    rule: Choice
+    plan: Choice
 
 
-def rows(given: argparse.Namespace) -> Iterator[Row]:
-    """Measure one network after the other."""
+def planned(given: argparse.Namespace) -> Iterator[Planned]:
+    """Plan one network after the other."""
     rng = random.Random(given.seed)
     for i in range(given.count):
         proto, words = network(rng)
-        row = measured(proto, words, given.seed + i, given.budget, given.seconds)
+        model = ir.from_proto(proto)
+        recognize(model)
+        model = clean(model)
+        shape = [d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim]
+        x = np.random.default_rng(given.seed + i).standard_normal(shape, np.float32)
+        rule = on_cpu(model)
+        arena = Arena(Sessions(model, [Lane({"x": x}, ONE)]), Journal(None))
+        entered = entrants(model, rule)
+        found = search(arena, entered, given.budget, lambda _: None)
+        yield Planned(words, arena, entered, rule, found.choice)
+
+
+def timed(made: Planned, seconds: float) -> Row:
+    """Race a plan against the plain graph and the best uniform choice."""
+    uniform = {n: c for n, c in made.entered.choices.items() if n != "rule"}
+    first = made.arena.race(uniform, seconds / 2)
+    best = min(first, key=lambda name: first[name].ratio)
+    contestants = {PLAIN: uniform[PLAIN], "best": uniform[best], "plan": made.plan}
+    found = made.arena.race({**contestants, "rule": made.rule}, seconds / 2)
+    (plan,) = found["plan"].lanes
+    return Row(
+        *(made.words, made.plan, best),
+        found["plan"].ratio / found["best"].ratio,
+        found["rule"].ratio / found["plan"].ratio,
+        plan.ratio,
+        plan.minima,
+    )
+
+
+@contextmanager
+def busy(loops: int) -> Iterator[None]:
+    """Keep so many processes busy beside what is done inside the block."""
+    code = "while True: pass"
+    running = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(loops)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def rows(given: argparse.Namespace) -> Iterator[Row]:
+    """Plan all networks, perhaps on a busy machine, then time all on what it is without."""
+    with busy(given.busy):
+        plans = list(planned(given))
+    for i, made in enumerate(plans):
+        row = timed(made, given.seconds)
         forms = ",".join(name[:4] for name in row.plan.values())
         print(
             f"{i + 1:3} plan/best {row.measured:.3f} ({row.uniform[:9]:9}) rule/plan "
-            f"{row.rule:.3f} plan/plain {row.gain:.3f}  {forms:20} {words}",
+            f"{row.rule:.3f} plan/plain {row.gain:.3f}, minima {row.minima:.3f}  {forms:20} "
+            f"{row.network}",
             flush=True,
         )
         yield row
@@ -137,19 +182,23 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=10.0, help="of each search")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each pair of races")
+    parser.add_argument("--busy", type=int, default=0, help="loops beside the searches")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     found = list(rows(given))
-    slow = [row for row in found if row.measured > 1 + MARGIN]
+    slower = [row for row in found if min(row.gain, row.minima) > 1 + SLOWER]
+    behind = [row for row in found if row.measured > 1 + MARGIN]
     rule = float(np.median([row.rule for row in found]))
     gain = float(np.median([row.gain for row in found]))
-    print(f"plan more than {MARGIN:.0%} slower than the best uniform lowering: {len(slow)}")
+    print(f"slower than the plain graph by more than {SLOWER:.0%}: {len(slower)} of {len(found)}")
+    print(f"more than {MARGIN:.0%} slower than the best uniform lowering: {len(behind)}")
     print(f"worst plan/best {max(row.measured for row in found):.3f}, median plan/plain {gain:.3f}")
     print(f"rule/plan: median {rule:.3f}, aimed at {1 + CLOSE:.2f}")
     if given.json:
         data = {"environment": environment(1), "rows": [asdict(row) for row in found]}
         given.json.write_text(json.dumps(data, indent=2) + "\n")
-    return 1 if slow or rule > 1 + CLOSE else 0
+    noisy = given.busy > 0
+    return 1 if slower or (not noisy and (behind or rule > 1 + CLOSE)) else 0
 
 
 if __name__ == "__main__":

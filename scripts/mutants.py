@@ -229,10 +229,10 @@ MUTANTS = (
         "complement split",
     ),
     Mutant(
-        "lowerings/complement.py",
-        'if set(pool.attributes.get_ints("dilations", ())) - {1}:',
-        'if set(pool.attributes.get_ints("dilations", ())) - {1, 2}:',
-        "complement complement_refusals",
+        "lowerings/pooled.py",
+        'if set(node.attributes.get_ints("dilations", ())) - {1}:',
+        'if set(node.attributes.get_ints("dilations", ())) - {1, 2}:',
+        "pooled complement_refusals",
     ),
     Mutant(
         "lowerings/consumers.py",
@@ -289,13 +289,13 @@ MUTANTS = (
         "plan.py",
         'if self.key.get("model") not in (None, model_hash):',
         'if self.key.get("model") not in (None, self.key.get("model"), model_hash):',
-        "plan hostile planner",
+        "planner hostile",
     ),
     Mutant(
         "plan.py",
         "if lowering not in LOWERINGS and lowering not in NATIVE:",
         "if lowering not in LOWERINGS and lowering in NATIVE:",
-        "plan hostile",
+        "planner hostile",
     ),
     Mutant(
         "bundle.py",
@@ -327,6 +327,48 @@ MUTANTS = (
         "match[1] == place[:_KEPT]",
         "match[1] == place",
         "interrupted bundle",
+    ),
+    # -- how a form is chosen
+    Mutant("latency.py", "return self.high < 1", "return self.ratio < 1", "latency search"),
+    Mutant("latency.py", "(1 - CONFIDENCE) / 2", "(1 - CONFIDENCE) * 2", "latency"),
+    Mutant("latency.py", "list(calls)[:: -1 if number % 2 else 1]", "list(calls)", "latency"),
+    Mutant(
+        "racing.py",
+        "all(lane.high <= 1 + MARGIN for lane in self.lanes)",
+        "any(lane.high <= 1 + MARGIN for lane in self.lanes)",
+        "search",
+    ),
+    Mutant("racing.py", "        yield from kept\n", "", "search"),
+    Mutant("racing.py", "        self.spent += used\n", "", "search"),
+    Mutant(
+        "search.py",
+        "winners = [name for name in finalists if last[name].wins]",
+        "winners = finalists",
+        "search",
+    ),
+    Mutant(
+        "search.py",
+        "return others[name] if second[name].wins else None",
+        "return others[name]",
+        "search",
+    ),
+    Mutant(
+        "rule.py",
+        "return terms * (after - before) / before",
+        "return terms * after / before",
+        "rule calibration",
+    ),
+    Mutant(
+        "rule.py",
+        "channels is not None and channels % self.block == 0",
+        "channels is not None and channels % self.block != 1",
+        "rule",
+    ),
+    Mutant(
+        "optimizer.py",
+        "lower(model, PLAIN) if pruned else Lowered(read_model(source), {}, {})",
+        "lower(model, PLAIN)",
+        "races optimizer",
     ),
 )
 

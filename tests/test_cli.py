@@ -218,14 +218,14 @@ def test_verify_and_bench_json(bundle: Path, capsys: pytest.CaptureFixture[str])
     found = read(["verify", str(bundle), "-t", "torch", "-t", "ort-cpu"], capsys)
     assert found.keys() == {"passed", "targets"}
     assert found["passed"] is True
-    fields = ["target", "passed", "skipped", "score", "max_abs", "worst", "agreement"]
+    fields = ["target", "passed", "skipped", "score", "max_abs", "worst", "agreement", "note"]
     assert [list(target) for target in found["targets"]] == [fields] * 2
     assert [target["target"] for target in found["targets"]] == ["torch", "ort-cpu:auto"]
     found = read(["bench", str(bundle), "-t", "ort-cpu", *QUICK, "--batch", "1,2"], capsys)
     assert found.keys() >= {"environment", "rows"}
     assert found["environment"]["threads"] == 1
     fields = ["target", "batch", "median_ms", "p10_ms", "p90_ms", "runs", "ratio"]
-    fields += ["significant", "opening_s"]
+    fields += ["significant", "clear", "ratio_low", "ratio_high", "ratio_of_minima", "opening_s"]
     assert [list(row) for row in found["rows"]] == [fields] * 4
     assert [row["batch"] for row in found["rows"]] == [1, 1, 2, 2]
     assert found["rows"][0]["ratio"] == 1

@@ -337,8 +337,12 @@ def test_mixed_plans(seed: int) -> None:
     )
     lowered = lower(original, choice)
     check(lowered.model)
-    linear = {"s3": {"split"}, "s4": {"split", "depthwise"}}  # behind them is no convolution
-    refused = {site: "primitive" for site, names in linear.items() if choice[site] in names}
+    unable = {  # only s2 is pooled, and no convolution is behind s3 and s4
+        "s1": {"pooled"},
+        "s3": {"split", "pooled"},
+        "s4": {"split", "depthwise", "pooled"},
+    }
+    refused = {site: "primitive" for site, names in unable.items() if choice[site] in names}
     assert lowered.applied == {**choice, **refused}
     x = values("x", NET.x)
     for level in (OFF, ALL):

@@ -37,6 +37,8 @@ g (float[N,3,8,8] x) => (float[N,4,6,6] y, float[N,4,6,6] no_crelu)
 BRIEF = {
     "bench": ("--runs", "5", "--seconds", "1"),
     "deploy": ("--runs", "5", "--seconds", "1", "--budget", "0.2"),
+    "export": ("--budget", "0.2"),
+    "optimize": ("--budget", "0.2"),
     "plan": ("--budget", "0.2"),
 }
 """Verb -> options with which a test runs it: the same results, measured for a shorter time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from crelu_deploy.backends.onnxruntime_cuda import provider_settings
 from crelu_deploy.cli import run
 from crelu_deploy.cli.options import Running
 from crelu_deploy.cli.sizes import read_size
-from crelu_deploy.latency import Effort, Latency
+from crelu_deploy.latency import Effort, Latency, Paired
 from crelu_deploy.pipeline import bench
 from crelu_deploy.render import stages
 from crelu_deploy.report.content import _timings
@@ -84,31 +85,34 @@ def test_the_cuda_provider_is_told(chosen):
 
 # --- results --------------------------------------------------------------------------------------
 
-CPU = Row(BASELINE, 1, Latency(2.0, 1.9, 2.1, 5), 1.0, significant=False)
+CPU = Row(BASELINE, 1, Latency(2.0, 1.9, 2.1, 5), Paired(1.0, 1.0, 1.0, 1.0))
 GPU = Row(
-    Target("trt-fp16", "fold"), 1, Latency(0.5, 0.4, 0.6, 5, gpu=0.25), 0.25, significant=True
+    Target("trt-fp16", "fold"),
+    1,
+    Latency(0.5, 0.4, 0.6, 5, gpu=0.25),
+    Paired(0.25, 0.24, 0.26, 0.2),
 )
 WHERE = {"threads": 1, "cpu": "a CPU"}
 
 
-def shown(part: object) -> str:
+def shown(*parts: object) -> str:
     console = Console(width=160, highlight=False)
     with console.capture() as captured:
-        console.print(part)
+        console.print(*parts)
     return captured.get()
 
 
 def test_the_gpus_time_is_beside_the_wall_time():
     found = Benchmark(WHERE, (CPU, GPU), (), {"trt-fp16:fold batch 9": "too large"})
-    text = shown(stages.benchmark_table(found))
+    text = shown(*stages.benchmark_tables(found))
     assert "GPU" in text
     assert "0.25 ms" in text
-    assert "not timed: too large" in text
+    assert re.search("not timed\n.*\ntrt-fp16:fold batch 9 +too large", text)
     assert "with the copies" not in text
     assert "with the copies to and from a GPU" in shown(
-        stages.benchmark_table(replace(found, end_to_end=True))
+        *stages.benchmark_tables(replace(found, end_to_end=True))
     )
-    assert "GPU" not in shown(stages.benchmark_table(replace(found, rows=(CPU,), refused={})))
+    assert "GPU" not in shown(*stages.benchmark_tables(replace(found, rows=(CPU,), refused={})))
 
 
 def test_the_layers_of_an_engine_are_shown():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crelu_deploy import latency
-from crelu_deploy.latency import MINIMUM, Effort, Latency, differ, measure
+from crelu_deploy.latency import MINIMUM, Effort, Latency, measure, paired
 
 
 def recorded(names: str) -> tuple[list[str], dict[str, Callable[[], object]]]:
@@ -141,29 +141,79 @@ def test_an_error_of_a_call_is_not_hidden():
         measure({"a": broken}, Effort(runs=1, warmup=0))
 
 
-def of(*milliseconds: float) -> Latency:
-    return Latency(0.0, 0.0, 0.0, len(milliseconds), milliseconds)
+DRIFT = [float(2**i) for i in range(10)]
 
-
-DRIFT = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0]
-
-# a target's times, a second one's in the same rounds -> whether there is a difference
+# a callable's times, another one's in the same rounds -> whether the first is faster or slower
 DIFFERENCES = {
-    "the-same": ([1.0] * 10, [1.0] * 10, False),
-    "always-faster": ([0.99] * 10, [1.0] * 10, True),
-    "always-slower": ([1.01] * 10, [1.0] * 10, True),
-    "faster-under-drift": ([0.99 * t for t in DRIFT], DRIFT, True),
-    "slower-in-one-round-of-ten": ([0.9] * 9 + [5.0], [1.0] * 10, False),
-    "slower-in-one-round-of-twenty": ([0.9] * 19 + [5.0], [1.0] * 20, True),
-    "slower-in-three-rounds-of-ten": ([0.9] * 7 + [1.1] * 3, [1.0] * 10, False),
-    "faster-and-slower": ([0.5, 2.0] * 5, [1.0] * 10, False),
+    "the-same": ([1.0] * 10, [1.0] * 10, (False, False)),
+    "always-faster": ([0.99] * 10, [1.0] * 10, (True, False)),
+    "always-slower": ([1.01] * 10, [1.0] * 10, (False, True)),
+    "faster-under-drift": ([0.99 * t for t in DRIFT], DRIFT, (True, False)),
+    "seven-rounds-are-too-few": ([0.5] * 7, [1.0] * 7, (False, False)),
+    "eight-rounds-are-enough": ([0.5] * 8, [1.0] * 8, (True, False)),
+    "slower-in-one-round-of-ten": ([0.9] * 9 + [5.0], [1.0] * 10, (False, False)),
+    "slower-in-three-rounds-of-twenty": ([0.9] * 17 + [5.0] * 3, [1.0] * 20, (True, False)),
+    "slower-in-four-rounds-of-twenty": ([0.9] * 16 + [5.0] * 4, [1.0] * 20, (False, False)),
+    "faster-and-slower": ([0.5, 2.0] * 5, [1.0] * 10, (False, False)),
 }
 
 
 @pytest.mark.parametrize(("one", "other", "expected"), DIFFERENCES.values(), ids=DIFFERENCES)
-def test_a_difference_within_the_spread_is_none(one, other, expected):
-    assert differ(of(*one), of(*other)) is expected
-    assert differ(of(*other), of(*one)) is expected
+def test_a_difference_is_one_beyond_chance(one, other, expected):
+    found, inverse = paired(one, other), paired(other, one)
+    assert (found.faster, found.slower) == expected
+    assert (inverse.slower, inverse.faster) == expected
+
+
+def test_the_interval_is_that_of_the_sign_test():
+    """Of 20 fair coins fewer than 4 fall one way with a probability of .0013, than 5 of .0059."""
+    found = paired([float(i) for i in range(1, 21)], [1.0] * 20)
+    assert (found.low, found.ratio, found.high) == (4.0, 10.5, 17.0)
+
+
+def test_ratios_of_pairs_survive_what_ratios_of_medians_do_not():
+    """A machine that is five times slower from the second half on, for whichever comes first."""
+    one = [0.8] * 5 + [4.0] * 6
+    other = [1.0] * 6 + [5.0] * 5
+    assert np.median(one) / np.median(other) == 4.0
+    assert paired(one, other).ratio == pytest.approx(0.8)
+
+
+# times over the other's -> whether the ratio is told well enough to be shown as it is
+CLARITY = {
+    "steady": ([1.0, 1.1] * 50, True),
+    "few": ([1.0] * 7, False),
+    "busy": ([0.1, 12.8, 1.0, 5.0] * 10, False),
+    "some spikes": ([1.0] * 90 + [20.0] * 10, True),
+}
+
+
+@pytest.mark.parametrize(("ratios", "clear"), CLARITY.values(), ids=CLARITY)
+def test_a_ratio_is_clear_where_its_interval_is_narrow(ratios, clear):
+    assert paired(ratios, [1.0] * len(ratios)).clear is clear
+
+
+def test_the_shortest_times_are_compared_too():
+    assert paired([2.0, 9.0, 9.0], [5.0, 4.0, 5.0]).minima == 0.5
+
+
+@pytest.mark.parametrize(("one", "other"), [([], []), ([1.0], [1.0, 2.0])])
+def test_unequal_rounds_are_a_mistake(one, other):
+    with pytest.raises(ValueError, match="as many times"):
+        paired(one, other)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.6])
+def test_no_difference_is_seen_in_noise_more_often_than_promised(share):
+    """One call in two, or more, lasts ten times as long: what two busy neighbours do."""
+    generator = np.random.default_rng(7)
+    seen = 0
+    for _ in range(400):
+        one, other = np.where(generator.random((2, 40)) < share, 10.0, 1.0) * generator.uniform(
+            0.95, 1.05, (2, 40)
+        )
+        seen += paired(list(one), list(other)).faster
+    assert seen <= 6  # of 400, where a twohundredth may be
 
 
 def test_times_are_kept_in_their_order(clock):

@@ -17,6 +17,7 @@ from crelu_deploy.sites import Site, find_sites
 
 IMAGE = (2, 4, 7, 9)
 CONV = Case("[conv] z = Conv(x, w, b)", IMAGE, {"w": (6, 4, 3, 3), "b": (6,)})
+WIDE = Case("z = Conv(x, u)", IMAGE, {"u": (8, 4, 3, 3)})
 NODE = Case("z = Identity(x)", IMAGE)
 SHAPES = {
     "image": (NODE, IMAGE),
@@ -86,8 +87,11 @@ def test_extremes_behind_a_conv(name: str, level: object) -> None:
     x = np.resize(np.array(EXTREMES, np.float32), IMAGE)
     x[0] = values("x", x.shape[1:])
     original = model(CONV)
-    actual = run(lower(original, name).model, x, level)[0]
-    np.testing.assert_array_equal(actual, run(original, x, level)[0])
+    actual, expected = run(lower(original, name).model, x, level)[0], run(original, x, level)[0]
+    if np.isnan(run(model(WIDE, "y = Relu(z)"), x, level)[0]).any():
+        np.testing.assert_array_equal(actual, expected)
+    else:  # with SSE alone, a Relu that ONNX Runtime fuses into a conv makes NaN 0
+        np.testing.assert_array_equal(np.nan_to_num(actual, nan=0), np.nan_to_num(expected, nan=0))
 
 
 @pytest.mark.parametrize("activation", op.ACTIVATIONS)
@@ -131,7 +135,7 @@ ROUNDING = ("split", "complement")
 
 
 @pytest.mark.parametrize("opset", [7, 10, 11, 13, 15, 18, 21, 25])
-@pytest.mark.parametrize("name", [name for name in LOWERINGS if name not in ROUNDING])
+@pytest.mark.parametrize("name", [name for name in LOWERINGS if name not in (*ROUNDING, "pooled")])
 def test_opsets(name: str, opset: int) -> None:
     original = model(CONV, site_text("clip" if opset >= 15 else "elu"), opset=opset)
     lowered = lower(original, name)
@@ -177,8 +181,9 @@ def test_each_site_has_its_own_lowering(first: str, second: str) -> None:
     original = model(TWO)
     lowered = lower(original, {"first": first, "site": second})
     check(lowered.model)
-    behind = "primitive" if second in ROUNDING else second  # it is an output of the graph
-    assert lowered.applied == {"first": first, "site": behind}
+    before = "primitive" if first == "pooled" else first  # no pool reads it
+    behind = "primitive" if second in (*ROUNDING, "pooled") else second  # an output of the graph
+    assert lowered.applied == {"first": before, "site": behind}
     assert bool(lowered.model.functions) == ("function" in (first, second))
     x = values("x", IMAGE)
     actual, expected = run(lowered.model, x)[0], run(original, x)[0]

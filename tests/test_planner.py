@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
-from graphs import Case, model
 
 from crelu_deploy import pipeline, planner
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.errors import UnsupportedModel
-from crelu_deploy.plan import MEASURED, RULE, Plan, by_rule
+from crelu_deploy.plan import MEASURED, RULE, Plan
+from crelu_deploy.rules import on_cpu
 from crelu_deploy.targets import Options
 
 ONE = Options(threads=1)
@@ -62,31 +61,12 @@ def test_a_plan_for_something_else_is_refused(backend, model_hash, message):
         MADE.check(backend, model_hash)
 
 
-def test_candidates_are_what_each_site_can_have():
-    network = model(Case("z = Sigmoid(x)", (1, 16, 3, 3)))
-    able = planner.candidates(network, ["site"])
-    assert set(able["site"]) == {"depthwise", "mirror", "primitive"}
-
-
-def test_the_search_finds_the_stem_that_must_fold():
-    """Without the fold a stem pays several passes over a map that is costly to move."""
-    case = Case("z = Conv<pads=[3, 3, 3, 3]>(x, w)", (1, 1, 160, 160), {"w": (24, 1, 7, 7)})
-    network = model(case)
-    feeds = {"x": np.ones((1, 1, 160, 160), np.float32)}
-    slow = {"site": "primitive"}
-    choice, ratios = planner.by_measurement(
-        network, [feeds], slow, ONE, budget=8, progress=lambda _: None
-    )
-    assert choice == {"site": "fold"}
-    assert ratios["fold"] < 1
-    assert "mix" not in ratios  # it is fold everywhere, and one network has one time
-    assert ratios["primitive"] == 1
-
-
 def test_a_plan_is_noted_in_the_bundle_and_used_by_auto(bundle):
-    made = planner.make_plan(bundle, ONE, budget=3)
+    made = planner.make_plan(bundle, ONE, budget=1)
     assert made.how == MEASURED
     assert made.key["threads"] == 1
+    assert made.key["inputs"] == [{"input": "1x1x28x28"}]
+    assert made.ratios["primitive"] == 1
     (built,) = pipeline.build(bundle, ["ort-cpu"])
     assert not built.error
     assert dict(built.lowerings) == dict(made.choice)
@@ -98,8 +78,15 @@ def test_without_a_budget_the_rule_chooses(bundle):
     bundle = Bundle.open(bundle)
     made = planner.make_plan(bundle, budget=0)
     assert made.how == RULE
-    assert made.choice == by_rule(bundle.model)
+    assert made.choice == on_cpu(bundle.model)
     assert not made.ratios
+
+
+def test_a_plan_that_is_made_again_is_the_same_until_it_is_to_be_fresh(bundle):
+    first = planner.make_plan(bundle, ONE, budget=0.5, batches=[2])
+    assert first.key["inputs"] == [{"input": "2x1x28x28"}]
+    assert planner.make_plan(bundle, ONE, budget=0.5, batches=[2]) == first
+    assert planner.make_plan(bundle, ONE, budget=0.5, batches=[2], fresh=True) != first
 
 
 def test_a_plan_edited_by_hand_is_replayed(bundle, tmp_path):

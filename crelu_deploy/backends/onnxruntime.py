@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
+from crelu_deploy import saturation
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.errors import BuildError, UnsupportedModel
 from crelu_deploy.runner import Runner, TensorSpec
@@ -69,6 +75,17 @@ def load(bundle: Bundle, target: Target, options: Options) -> SessionRunner:
     return open_session(bundle.artifact(target), options)
 
 
+@cache
+def saturates() -> bool:
+    """Whether products of 8-bit weights saturate on this processor."""
+
+    def run(path: Path, x: Array) -> Array:
+        with open_session(path, Options(threads=1)) as session:
+            return session(x)["y"]
+
+    return saturation.saturates(run)
+
+
 def open_session(path: Path, options: Options, *, optimise: bool = True) -> SessionRunner:
     """Open a session on an ONNX file.
 
@@ -88,6 +105,29 @@ def open_session(path: Path, options: Options, *, optimise: bool = True) -> Sess
     except Exception as error:  # its exceptions share no public base class
         raise BuildError(f"{path}: ONNX Runtime refuses it: {_first_line(error)}") from error
     return SessionRunner(session)
+
+
+@functools.cache
+def block() -> int:
+    """Return the channels of one block in the layout that this runtime has for convolutions here.
+
+    It depends on the processor's instructions: 16 with AVX-512, 8 on other x86-64 processors, 1
+    where there is no such layout. Asked of the runtime, which pads the weight of a convolution to
+    one channel to a block when it changes its layout.
+    """
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> block (float[1,1,4,4] x) => (float[1,1,2,2] y)
+        <float[1,1,3,3] w = {1,1,1,1,1,1,1,1,1}> { y = Conv(x, w) }"""
+    )
+    settings = ort.SessionOptions()
+    settings.log_severity_level = FATAL_ONLY
+    with tempfile.TemporaryDirectory() as folder:
+        settings.optimized_model_filepath = os.path.join(folder, "optimised.onnx")
+        ort.InferenceSession(model.SerializeToString(), settings, providers=[PROVIDER])
+        graph = onnx.load(settings.optimized_model_filepath).graph
+    layers = [node for node in graph.node if node.op_type == "Conv" and node.domain]
+    blocked = {node.input[1] for node in layers}  # ONNX's own domain has no name
+    return next((value.dims[0] for value in graph.initializer if value.name in blocked), 1)
 
 
 def _first_line(error: Exception) -> str:

@@ -69,14 +69,20 @@ def tensors_of(state: object) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
     return tensors, ("removed the marks of torch.compile or FSDP from the keys",)
 
 
+def _header(content: object) -> Mapping[str, object] | None:
+    """Return what a checkpoint of this project says of itself; None for other files."""
+    header = content.get(KEY) if isinstance(content, Mapping) else None
+    return header if isinstance(header, Mapping) else None
+
+
 def named_arch(content: object) -> str | None:
     """Return the architecture that a checkpoint of this project names; None for other files.
 
     Raises:
         CheckpointError: a newer version of this project wrote it.
     """
-    header = content.get(KEY) if isinstance(content, Mapping) else None
-    if not isinstance(header, Mapping):
+    header = _header(content)
+    if header is None:
         return None
     version, arch = header.get("version"), header.get("arch")
     if not isinstance(version, int) or not 1 <= version <= VERSION:
@@ -93,8 +99,7 @@ def named_preprocessing(content: object) -> Preprocessing | None:
     Raises:
         CheckpointError: it says so in a form that is not ours.
     """
-    header = content.get(KEY) if isinstance(content, Mapping) else None
-    entry = header.get("preprocessing") if isinstance(header, Mapping) else None
+    entry = (_header(content) or {}).get("preprocessing")
     try:
         return None if entry is None else Preprocessing.parse(entry)
     except ValueError as error:

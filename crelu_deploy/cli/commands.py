@@ -5,8 +5,9 @@ What a verb needs beyond the options is imported when it runs, so that help and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import click
 
@@ -17,7 +18,9 @@ from crelu_deploy.cli.output import Output
 from crelu_deploy.cli.results import REPRODUCE, calibrated, finish, look_into
 from crelu_deploy.errors import CheckpointError
 from crelu_deploy.render import stages
+from crelu_deploy.results import Build, Verification
 from crelu_deploy.tables import printable
+from crelu_deploy.targets import Target
 
 OK, FAILED = 0, 1
 
@@ -34,11 +37,14 @@ def cli() -> None:
 @cli.command(epilog="Example: crelu-export faceboxes.pt -o faceboxes.crelu")
 @click.argument("model", type=options.FILE)
 @options.exporting
+@options.RACE
+@options.NO_RACE
 @options.limits
 @options.output
 def export(
     model: Path,
     exporting: options.Export,
+    race: float | None,
     limits: options.Limits,
     output: Output,
 ) -> int:
@@ -47,11 +53,9 @@ def export(
         _announce(model, output)
         from crelu_deploy import exporter
 
+        settings = exporting.arguments() | ({} if race is None else {"race": race})
         bundle = exporter.export(
-            model,
-            tolerance=limits.tolerance,
-            progress=output.progress,
-            **exporting.arguments(),
+            model, tolerance=limits.tolerance, progress=output.progress, **settings
         )
         output.result(stages.export_json(bundle), *stages.export_parts(bundle))
     return OK
@@ -84,7 +88,9 @@ def inspect(file: Path, output: Output) -> int:
 @options.LOWERING
 @click.option("--prune", is_flag=True, help="Remove dead halves of sites.")
 @options.INPUT
-@click.option("--no-check", is_flag=True, help="Do not compare with the original.")
+@click.option("--no-check", is_flag=True, help="Neither compare with the original nor race.")
+@options.RACE
+@options.NO_RACE
 @options.limits
 @options.output
 def optimize(
@@ -94,6 +100,7 @@ def optimize(
     prune: bool,
     inputs: tuple[str, ...],
     no_check: bool,
+    race: float | None,
     limits: options.Limits,
     output: Output,
 ) -> int:
@@ -108,6 +115,7 @@ def optimize(
             prune=prune,
             inputs=inputs,
             check=not no_check,
+            race=race,
             tolerance=limits.tolerance,
             progress=output.progress,
         )
@@ -135,7 +143,7 @@ def build(
         settings = running.options(trust=trust)
         done = pipeline.build(bundle, targets or ("ort-cpu",), settings, progress=output.progress)
         output.result(stages.builds_json(done), stages.builds_table(done))
-    return verdict({str(b.target): b.error for b in done if b.error}, len(done))
+    return verdict(done)
 
 
 @cli.command(epilog="Example: crelu verify faceboxes.crelu -t ort-cpu --locate")
@@ -173,7 +181,7 @@ def verify(
             data["located"], more = look_into(opened, found, settings, tolerance, reproduce, output)
             parts += more
         output.result(data, *parts)
-    return verdict({str(v.target): v.error for v in found if not v.passed}, len(found))
+    return verdict(found)
 
 
 @cli.command(epilog="Example: crelu bench faceboxes.crelu -t ort-cpu --batch 1,8")
@@ -208,9 +216,8 @@ def bench(
         )
         more, parts = finish(opened, found, settings, measuring, limits.tolerance, output)
         data = {**stages.benchmark_json(found), **more}
-        output.result(data, stages.benchmark_table(found), *parts)
-    failed = {str(v.target): v.error for v in found.verifications if not v.passed}
-    return verdict({**failed, **found.refused}, len(found.verifications))
+        output.result(data, *stages.benchmark_tables(found), *parts)
+    return verdict(found.verifications, targets, found.refused)
 
 
 @cli.command(epilog="Example: crelu deploy faceboxes.pt -t ort-cpu -t torch")
@@ -252,7 +259,7 @@ def deploy(
         more, parts = finish(*results, settings, measuring, limits.tolerance, output)
         data = {**stages.deployment_json(done), **more}
         output.result(data, *stages.deployment_parts(done), *parts)
-    return verdict(dict.fromkeys(done.failed, ""), len(done.builds))
+    return verdict(done.results, targets or ("ort-cpu",))
 
 
 @cli.command(epilog="Example: crelu doctor --json")
@@ -276,11 +283,33 @@ def doctor(calibrate: bool, output: Output) -> int:
     return OK if any(h.works for h in found if h.backend == "ort-cpu") else FAILED
 
 
-def verdict(failed: Mapping[str, str], total: int) -> int:
-    """Return the exit code; say in one line what failed, and why where it is one target alone."""
-    if not failed:
+def verdict(
+    found: Sequence[Build | Verification],
+    asked: Sequence[str] = (),
+    refused: Mapping[str, str] = MappingProxyType({}),
+) -> int:
+    """Return the exit code; say in one line what failed, or that nothing asked for is here.
+
+    Args:
+        found: How each target ended.
+        asked: The targets that the user named, where others are beside them.
+        refused: What could not be timed -> why.
+    """
+    named = {str(Target.parse(text)) for text in asked} or {str(r.target) for r in found}
+    failed = {str(r.target): _why(r) for r in found if not (r.passed or r.skipped)} | {**refused}
+    absent = {str(r.target): r.error for r in found if r.skipped}
+    if not failed and (not found or not named <= absent.keys()):
         return OK
-    reason = next(iter(failed.values())) if len(failed) == 1 else ""
-    names, why = ", ".join(failed), f": {printable(reason)}" if reason else ""
-    click.echo(f"error: {len(failed)} of {total} targets failed ({names}){why}", err=True)
+    told = failed or absent
+    total = len(named | told.keys())
+    reason = next(iter(told.values())) if len(told) == 1 else ""
+    names, why = ", ".join(told), f": {printable(reason)}" if reason else ""
+    line = f"{len(told)} of {total} targets failed ({names}){why}"
+    if not failed:
+        line = f"{len(told)} of {total} targets not here ({names}){why}"
+    click.echo(f"error: {line}", err=True)
     return FAILED
+
+
+def _why(result: Build | Verification) -> str:
+    return result.error or (result.note if isinstance(result, Verification) else "")

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from crelu_deploy import profiles, shapes, targets
+from crelu_deploy import plan, profiles, shapes, targets
 from crelu_deploy.accuracy import Tolerance
 from crelu_deploy.cli.output import Output
 from crelu_deploy.cli.pixels import PIXELS, changes
@@ -65,7 +65,7 @@ LOWERING = click.option(
     type=Text("LOWERING", _check_lowering),
     default=AUTO,
     show_default=True,
-    help=f"One form for all sites ({', '.join(LOWERINGS)}), or auto: a rule's choice per site.",
+    help=f"One form for all sites ({', '.join(LOWERINGS)}), or auto: what is the fastest here.",
 )
 
 TARGETS = click.option(
@@ -91,6 +91,23 @@ BUDGET = click.option(
     default=30.0,
     show_default=True,
     help="Seconds to search for the fastest mix of lowerings; 0 takes a rule's choice.",
+)
+
+RACE = click.option(
+    "--budget",
+    "race",
+    type=click.FloatRange(min=0),
+    default=None,
+    show_default=f"{plan.RACE:g}",
+    help="Seconds to race the forms of the network here; 0 takes a rule's choice.",
+)
+
+NO_RACE = click.option(
+    "--no-race",
+    "race",
+    flag_value=0.0,
+    type=float,
+    help="As --budget 0: for a machine other than this one.",
 )
 
 TRUST = click.option("--trust", is_flag=True, help="Load files that can run code.")

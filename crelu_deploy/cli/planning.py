@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,6 +21,7 @@ from crelu_deploy.targets import Target
 @options.BATCH
 @options.BUDGET
 @click.option("--plan", "file", type=options.FILE, help="Use this plan instead of measuring.")
+@click.option("--fresh", is_flag=True, help="Forget what was measured before.")
 @click.option("-o", "--out", type=options.FILE, help="Also write the plan to a file.")
 @options.running
 @options.output
@@ -28,6 +30,7 @@ def plan(
     batch: str,
     budget: float,
     file: Path | None,
+    fresh: bool,
     out: Path | None,
     running: options.Running,
     output: Output,
@@ -39,16 +42,17 @@ def plan(
         opened = Bundle.open(bundle)
         settings = running.options()
         if file is not None:
-            made = Plan.read(file)
-            planner.use(opened, made)
+            planner.use(opened, made := Plan.read(file))
         else:
-            batches = options.read_batches(batch)
-            made = planner.make_plan(
-                opened, settings, batches=batches, budget=budget, progress=output.progress
-            )
+            search: dict[str, Any] = {
+                "batches": options.read_batches(batch),
+                "budget": budget,
+                "fresh": fresh,
+            }
+            made = planner.make_plan(opened, settings, progress=output.progress, **search)
         if out is not None:
             made.save(out)
         target = Target.parse(planner.BACKEND)
         (built,) = pipeline.build(opened, [target], settings, progress=output.progress)
         output.result(stages.plan_json(made, built), *stages.plan_tables(made, built))
-    return verdict({str(target): built.error} if built.error else {}, 1)
+    return verdict([built])

@@ -101,7 +101,7 @@ def calibrated(output: Output) -> tuple[dict[str, Any], list[object]]:
     from crelu_deploy import calibration, rules
     from crelu_deploy.render import health
 
-    found = calibration.calibrate(Options(threads=1), progress=output.progress)
+    found = calibration.calibrate(rules.block(), Options(threads=1), progress=output.progress)
     file = rules.keep(found.rule)
     data = health.calibration_json(found, file)
     return data, [health.calibration_table(found), f"kept in {printable(str(file))}"]

@@ -20,6 +20,7 @@ from crelu_deploy.lowerings import (
     function,
     mirror,
     plugin,
+    pooled,
     primitive,
     split,
 )
@@ -32,6 +33,7 @@ Lowering = Callable[[Editor, Mapping[str, SiteNode]], Mapping[str, str]]
 LOWERINGS: Mapping[str, Lowering] = {
     "fold": fold.lower,
     "depthwise": depthwise.lower,
+    "pooled": pooled.lower,
     "split": split.lower,
     "complement": complement.lower,
     "mirror": mirror.lower,

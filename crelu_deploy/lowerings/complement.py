@@ -14,12 +14,12 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from crelu_deploy.lowerings import depthwise
+from crelu_deploy.lowerings import depthwise, pooled
 from crelu_deploy.lowerings.consumers import LINEAR, Consumer, below, extent_of
 from crelu_deploy.lowerings.editing import Editor
 from crelu_deploy.lowerings.producers import Refusal
 from crelu_deploy.lowerings.sitenode import SiteNode
-from crelu_deploy.lowerings.values import describe, is_onnx, node_like
+from crelu_deploy.lowerings.values import describe, node_like
 from crelu_deploy.op import Array
 
 THROUGH = LINEAR | {"Concat"}
@@ -50,9 +50,9 @@ def rewrite(editor: Editor, site: SiteNode) -> None:
     """
     if site.affine or site.activation != "relu":
         raise Refusal(f"{site.node.op_type} is no plain relu")
-    if any(is_onnx(node, "MaxPool") for node in site.y.consumers()):
-        _require_pools(site)
-        _pool(editor, site)
+    if pooled.is_read_by_pools(site):
+        pooled.require_pools(site)
+        pooled.pool(editor, site, None, _negated(editor, site))
         return
     consumers = below(site, extent_of(site), THROUGH).consumers
     columns = [_complemented(consumer) for consumer in consumers]
@@ -78,38 +78,6 @@ def _complemented(consumer: Consumer) -> Array:
     return weight
 
 
-def _require_pools(site: SiteNode) -> None:
-    """Refuse a pooled site that something else reads, and pools that are not plain."""
-    if site.y.is_graph_output():
-        raise Refusal(f"{site.y.name!r} behind it is an output of the graph")
-    for pool in site.y.consumers():
-        if not is_onnx(pool, "MaxPool"):
-            raise Refusal(f"{describe(pool)} reads it beside a MaxPool")
-        if any(v.uses() or v.is_graph_output() for v in pool.outputs[1:]):
-            raise Refusal(f"the indices of {describe(pool)} behind it are read")
-        if set(pool.attributes.get_ints("dilations", ())) - {1}:
-            # A window of a dilated pool may lie in the padding alone.
-            raise Refusal(f"{describe(pool)} behind it is dilated")
-    if site.axis != 1:
-        raise Refusal(f"its axis {site.axis} is not that of a pool's channels, 1")
-
-
-def _pool(editor: Editor, site: SiteNode) -> None:
-    negated = _negated(editor, site)
-    editor.name([negated], site.name)
-    site.node.prepend(negated)
-    for pool in dict.fromkeys(site.y.consumers()):
-        nodes = [node for value in (site.x, negated.outputs[0]) for node in _half(pool, value)]
-        halves = [nodes[1].outputs[0], nodes[3].outputs[0]]
-        attributes = {"axis": ir.AttrInt64("axis", 1)}
-        nodes.append(node_like(pool.outputs[0], "Concat", halves, attributes))
-        editor.name(nodes, pool.name or site.name)
-        pool.prepend(nodes)
-        editor.substitute(pool.outputs[0], nodes[-1].outputs[0])
-        _remove(pool)
-    _remove(site.node)
-
-
 def _negated(editor: Editor, site: SiteNode) -> ir.Node:
     """Return the node that computes -x.
 
@@ -123,19 +91,3 @@ def _negated(editor: Editor, site: SiteNode) -> ir.Node:
     if x.channels % depthwise.BLOCK:
         return node_like(site.x, "Neg", [site.x])
     return depthwise.convolve(editor, site, depthwise.negation(x), x.rank)
-
-
-def _half(pool: ir.Node, value: ir.Value) -> list[ir.Node]:
-    """Return the pool of one half and its activation."""
-    pooled = ir.node("MaxPool", [value], pool.attributes)
-    relu = ir.node("Relu", [pooled.outputs[0]])
-    for node in (pooled, relu):
-        node.outputs[0].type, shape = value.type, pool.outputs[0].shape
-        if shape is not None and value.shape is not None:
-            node.outputs[0].shape = ir.Shape([shape[0], value.shape[1], *shape[2:]])
-    return [pooled, relu]
-
-
-def _remove(node: ir.Node) -> None:
-    assert node.graph is not None, "the node is in a graph"
-    node.graph.remove(node, safe=True)

@@ -27,7 +27,7 @@ FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 """Element types in which ONNX Runtime has a convolution on the CPU."""
 
 BLOCK = 16
-"""Channels of one block in ONNX Runtime's layout for convolutions, on a CPU with AVX-512."""
+"""A multiple of it fills the blocks of every layout that ONNX Runtime has for convolutions."""
 
 Half = tuple[Array, Array | None]
 """What one half multiplies each channel by and what it adds, both of shape (C,)."""
@@ -44,7 +44,7 @@ def lower(editor: Editor, sites: Mapping[str, SiteNode]) -> dict[str, str]:
     for name, site in sites.items():
         try:
             x = input_of(site)
-            halves = _halves(site, x)
+            halves = halves_of(site, x)
         except Refusal as refusal:
             refused[name] = str(refusal)
             continue
@@ -107,8 +107,12 @@ def negation(x: Input) -> Half:
     return np.full(x.channels, -1, x.dtype), None
 
 
-def _halves(site: SiteNode, x: Input) -> tuple[Half | None, Half]:
-    """Return what the two halves are made with; None for x itself."""
+def halves_of(site: SiteNode, x: Input) -> tuple[Half | None, Half]:
+    """Return what the two halves are made with; None for x itself.
+
+    Raises:
+        Refusal: The site's scale or shift is no constant for each channel.
+    """
     if not site.affine:
         return None, negation(x)
     scale, shift = (_per_channel(site, i, what, x) for i, what in ((1, "scale"), (2, "shift")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,12 +31,12 @@ def health_parts(found: Sequence[Health], machine: Machine) -> list[Section | st
     for health in found:
         add(table, health.backend, health.state, health.version, health.summary * health.works)
         if not health.works:
-            wrong.setdefault((health.state, health.fix), []).append(health)
+            wrong.setdefault((health.state, health.fix or health.summary), []).append(health)
     return [table, *(line for group in wrong.values() for line in _lines(group)), _machine(machine)]
 
 
 def _lines(group: Sequence[Health]) -> list[str]:
-    """Return what is wrong with backends that one command mends: the first one's reason."""
+    """Return what is wrong with backends that one command mends, or that have one reason."""
     first, names = group[0], ", ".join(health.backend for health in group)
     reason = first.summary.removesuffix(f"run: {first.fix}").rstrip("; ")
     lines = [f"{first.state:8} {names}: {printable(reason)}"]
@@ -46,7 +47,7 @@ def _machine(machine: Machine) -> Section:
     table = section("machine", "!", "")
     features = "not told" if machine.features is None else ", ".join(machine.features) or "none"
     add(table, "processor", machine.cpu)
-    add(table, "instructions", features)
+    add(table, "instructions listed", features)  # which an emulator may not have
     add(table, "cores", machine.cores)
     add(
         table,
@@ -66,12 +67,21 @@ def calibration_json(found: Calibration, file: Path) -> dict[str, Any]:
 
 
 def calibration_table(found: Calibration) -> Section:
-    """Return folded time over the time otherwise, by the products in one sum."""
+    """Return what was fitted for each kind of site, and the times over the plain graph's."""
     table = section(
-        f"rule of auto, fitted here: fold up to {found.rule.whole} products, "
-        f"{found.rule.padded} where channels do not fill blocks of {found.rule.block}",
-        *("products>", "full blocks>", "others>"),
+        f"rule of auto, fitted here; blocks of {found.rule.block}",
+        *("channels", "readers", "fold up to>", "then"),
     )
-    for whole, padded in zip(found.points["whole"], found.points["padded"], strict=True):
-        add(table, whole.terms, f"{whole.ratio:.2f} x", f"{padded.ratio:.2f} x")
+    for kind, name, preferences in (
+        ("whole", "full blocks", found.rule.whole),
+        ("padded", "others", found.rule.padded),
+    ):
+        for readers, preferred in preferences.items():
+            points = found.points[kind][readers]
+            means = {
+                form: math.exp(sum(math.log(p.ratios[form]) for p in points) / len(points))
+                for form in preferred.forms
+            }
+            forms = ", ".join(f"{form} {mean:.2f} x" for form, mean in means.items())
+            add(table, name, readers, preferred.fold, forms)
     return table

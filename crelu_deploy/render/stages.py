@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crelu_deploy.accuracy import Comparison
 from crelu_deploy.bundle import Bundle
+from crelu_deploy.latency import Paired
 from crelu_deploy.optimizer import Inspection, Optimized
-from crelu_deploy.plan import MEASURED, Plan
+from crelu_deploy.plan import ORIGINAL, PLAIN, RULE, Plan
 from crelu_deploy.render.build import builds_json as builds_json
 from crelu_deploy.render.build import builds_table as builds_table
-from crelu_deploy.results import Benchmark, Build, Load, Verification
+from crelu_deploy.results import Benchmark, Build, Load, Row, Verification, succeeded
 from crelu_deploy.sites import Site
 from crelu_deploy.tables import Section, add, counted, printable, section
 from crelu_deploy.targets import BASELINE, Target
@@ -69,6 +70,7 @@ def optimized_json(done: Optimized) -> JSON:
         "removed": {site: asdict(removal) for site, removal in done.removed.items()},
         "before": dict(done.before),
         "after": dict(done.after),
+        "plan": None if done.plan is None else plan_json(done.plan),
         "bit_equal": done.bit_equal,
         "score": None if done.comparison is None else number(done.comparison.score),
         "max_abs": None if done.comparison is None else number(done.comparison.max_abs),
@@ -90,6 +92,7 @@ def optimized_parts(done: Optimized, out: Path) -> list[Section | str]:
     return [
         sites,
         *_pruned_section(done),
+        *([] if done.plan is None else _timed(done.plan)),
         counts,
         _check_line(done),
         f"wrote    {printable(str(out))}",
@@ -127,19 +130,35 @@ def plan_tables(made: Plan, built: Build | None = None) -> list[Section | str]:
     table = section(f"plan     {made.backend}, {_how(made)}", "site", "lowering!", "note")
     for site, lowering in made.choice.items():
         add(table, site, lowering, "" if built is None else built.reasons.get(site, ""))
+    return [table, *_timed(made)]
+
+
+def _timed(made: Plan) -> list[Section | str]:
+    """Return how a plan was made and, where forms were timed, each one's ratio to the first."""
     if not made.ratios:
-        return [table]
-    timed = section("timed    whole network, ratio to all sites primitive", "choice!", "ratio>")
+        return []
+    plain = ORIGINAL if ORIGINAL in made.ratios else PLAIN
+    heading = f"timed    {_how(made)}; ratio to {NAMES[plain]}"
+    timed = section(heading, "choice!", "ratio>")
     for name, ratio in sorted(made.ratios.items(), key=lambda item: item[1]):
         add(timed, name, f"{ratio:.2f} x")
-    return [table, timed]
+    return [timed] if made.key.get("sure", True) else [timed, UNSURE]
+
+
+UNSURE = (
+    "         too busy a machine to be sure of what seems faster: run crelu plan when it is idle"
+)
+
+
+NAMES = {PLAIN: "all sites primitive", ORIGINAL: "the original"}
 
 
 def _how(made: Plan) -> str:
-    if made.how != MEASURED:
+    if made.how == RULE:
         return "by rule"
-    batches = ", ".join(map(str, made.key.get("batches", ())))
-    return f"measured here, batch {batches}, {counted(made.key.get('threads', 0), 'thread')}"
+    inputs = [", ".join(dict(one).values()) for one in made.key.get("inputs", ())]
+    threads = counted(made.key.get("threads", 0), "thread")
+    return f"{made.how} here on {' and '.join(inputs)}, {threads}"
 
 
 def verifications_json(found: Sequence[Verification]) -> JSON:
@@ -153,10 +172,11 @@ def verifications_json(found: Sequence[Verification]) -> JSON:
             "max_abs": None if v.comparison is None else number(v.comparison.max_abs),
             "worst": v.error if v.comparison is None else v.comparison.worst,
             "agreement": None if v.agreement is None else asdict(v.agreement),
+            "note": v.note,
         }
         for v in found
     ]
-    return {"passed": all(v.passed for v in found), "targets": rows}
+    return {"passed": succeeded(found), "targets": rows}
 
 
 def verifications_table(found: Sequence[Verification], samples: int) -> Section:
@@ -164,12 +184,13 @@ def verifications_table(found: Sequence[Verification], samples: int) -> Section:
     title = f"verify   {samples} samples against PyTorch; score 1.00 is the limit"
     table = section(title, "target!", "score>", "max error>", "decisions>", "worst at", "!")
     for v in found:
-        verdict = "ok" if v.passed else "not run" if v.skipped else "FAILED"
+        verdict = "ok" if v.passed else "not here" if v.skipped else "FAILED"
         if v.comparison is None:
             add(table, v.target, "-", "-", "-", v.error, verdict)
         else:
             score, error = f"{v.comparison.score:.2f}", f"{v.comparison.max_abs:.1e}"
-            add(table, v.target, score, error, v.agreement or "-", v.comparison.worst, verdict)
+            worst = f"{v.comparison.worst}; {v.note}" if v.note else v.comparison.worst
+            add(table, v.target, score, error, v.agreement or "-", worst, verdict)
     return table
 
 
@@ -187,19 +208,28 @@ def benchmark_json(found: Benchmark) -> JSON:
             "runs": row.latency.runs,
             "ratio": number(row.ratio),
             "significant": row.significant,
+            "clear": row.clear,
+            **_interval(row.against),
             "opening_s": opening[row.target],
         }
         for row in found.rows
     ]
-    refused: Mapping[str, str] = {
-        **{str(v.target): v.error or "verification failed" for v in _failed(found)},
-        **found.refused,
-    }
     return {
         "environment": dict(found.environment),
         "end_to_end": found.end_to_end,
         "rows": rows,
-        "not_timed": dict(refused),
+        "not_timed": _not_timed(found),
+    }
+
+
+def _interval(against: Paired | None) -> JSON:
+    """Return where the ratio lies beyond chance, and the ratio of the shortest times."""
+    if against is None:
+        return {"ratio_low": None, "ratio_high": None, "ratio_of_minima": None}
+    return {
+        "ratio_low": number(against.low),
+        "ratio_high": number(against.high),
+        "ratio_of_minima": number(against.minima),
     }
 
 
@@ -222,10 +252,17 @@ def _failed(found: Benchmark) -> list[Verification]:
     return [v for v in found.verifications if not v.passed]
 
 
-def benchmark_table(found: Benchmark) -> Section:
-    """Return a row per target and batch size, with the spread, and what was not timed."""
+def _why(verification: Verification) -> str:
+    """Return why a target is not timed."""
+    if verification.skipped:
+        return f"not here: {verification.error}"
+    return verification.error or verification.note or "verification failed"
+
+
+def benchmark_tables(found: Benchmark) -> list[Section]:
+    """Return a row per target and batch size, with the spread, and what was not timed and why."""
     threads, cpu = counted(found.environment["threads"], "thread"), found.environment["cpu"]
-    title = f"bench    interleaved, {threads}, {cpu}; ratio to {BASELINE}, ~ within the spread"
+    title = f"bench    interleaved, {threads}, {cpu}; ratio to {BASELINE}, ~ no difference"
     title += "; with the copies to and from a GPU" if found.end_to_end else ""
     on_gpu = any(row.latency.gpu is not None for row in found.rows)
     times = ("median>", *(("GPU>",) if on_gpu else ()), "p10 .. p90>")
@@ -234,21 +271,30 @@ def benchmark_table(found: Benchmark) -> Section:
         t = row.latency
         spread = f"{t.p10:.2f} .. {t.p90:.2f} ms"
         gpu = ("-" if t.gpu is None else f"{t.gpu:.2f} ms",) if on_gpu else ()
-        mark = "" if row.significant or row.target == BASELINE else "~ "
-        ratio = f"{mark}{row.ratio:.2f} x"
+        ratio = f"{_mark(row)}{row.ratio:.2f} x"
         add(table, row.target, row.batch, f"{t.median:.2f} ms", *gpu, spread, t.runs, ratio)
+    if any(_mark(row) == UNCLEAR for row in found.rows):
+        table.caption, table.caption_justify = BUSY, "left"
+    missed = section("not timed", "target!", "why")
     for name, reason in _not_timed(found).items():
-        add(table, name, "", *([""] * on_gpu), "", f"not timed: {reason}", "", "")
-    return table
+        add(missed, name, reason)
+    return [table, missed] if missed.rows else [table]
+
+
+UNCLEAR = "? "
+BUSY = "? the machine is too busy, or the rounds are too few, to tell: measure when it is idle"
+
+
+def _mark(row: Row) -> str:
+    """Return what stands before a ratio that says nothing, or that is none beyond chance."""
+    if row.target == BASELINE or row.against is None:
+        return ""
+    return UNCLEAR if not row.clear else "" if row.significant else "~ "
 
 
 def _not_timed(found: Benchmark) -> dict[str, str]:
     """Return target -> why it has no row."""
-    failed = {
-        str(v.target): "not run here" if v.skipped else v.error or "verification failed"
-        for v in _failed(found)
-    }
-    return {**failed, **found.refused}
+    return {**{str(v.target): _why(v) for v in _failed(found)}, **found.refused}
 
 
 def export_json(bundle: Bundle) -> JSON:
@@ -259,21 +305,30 @@ def export_json(bundle: Bundle) -> JSON:
 def export_parts(bundle: Bundle) -> list[Section | str]:
     """Return what was written, the sites with their lowerings, and the verification."""
     manifest = bundle.manifest
-    sites, notes = manifest["sites"], manifest["notes"]
-    path = printable(str(bundle.path))
-    first = f"export   {path}   opset {manifest['opset']}, {len(sites)} CReLU"
-    lines = [first, *(f"         {printable(note)}" for note in notes)]
-    if bundle.preprocessing is not None:
-        lines.append(f"         images become {bundle.preprocessing}")
     verifications = [
         Verification(Target.parse(name), Comparison(v["score"], v["max_abs"], v["worst"]))
         for name, v in manifest["verification"].items()
     ]
     lowerings = manifest["targets"]["ort-cpu:auto"]["lowerings"]
-    table = section("sites", "site", "spelling", "producer", "on ort-cpu")
-    for site in sites:
+    made = Plan.parse(manifest["plans"]["ort-cpu"])
+    table = section(
+        f"sites    on ort-cpu {_how(made)}", "site", "spelling", "producer", "on ort-cpu"
+    )
+    for site in manifest["sites"]:
         add(table, site["name"], site["spelling"], site["producer"], lowerings[site["name"]])
-    return [*lines, table, verifications_table(verifications, len(bundle.samples))]
+    checked = verifications_table(verifications, len(bundle.samples))
+    return [*_written(bundle), *_timed(made), table, checked]
+
+
+def _written(bundle: Bundle) -> list[str]:
+    """Return where a bundle is, and what is to be known of it, in lines."""
+    sites, notes = bundle.manifest["sites"], bundle.manifest["notes"]
+    path, opset = printable(str(bundle.path)), bundle.manifest["opset"]
+    lines = [f"export   {path}   opset {opset}, {len(sites)} CReLU"]
+    lines += [f"         {printable(note)}" for note in notes]
+    if bundle.preprocessing is not None:
+        lines.append(f"         images become {bundle.preprocessing}")
+    return lines
 
 
 def deployment_json(done: Deployment) -> JSON:
@@ -290,9 +345,9 @@ def deployment_json(done: Deployment) -> JSON:
 def deployment_parts(done: Deployment) -> list[Section | str]:
     """Return a table per stage."""
     return [
-        *export_parts(done.bundle)[:-2],
+        *_written(done.bundle),
         *([] if done.plan is None else plan_tables(done.plan)),
         builds_table(done.builds),
         verifications_table(done.benchmark.verifications, len(done.bundle.samples)),
-        benchmark_table(done.benchmark),
+        *benchmark_tables(done.benchmark),
     ]

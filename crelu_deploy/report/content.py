@@ -36,7 +36,7 @@ def page(data: JSON) -> Page:
     if not failed:
         verdict = f"All {total} agree with PyTorch"
     if waiting:
-        verdict += f"; built and not run here: {', '.join(waiting)}"
+        verdict += f"; not here: {', '.join(waiting)}"
     sections = (
         Section("Targets", (_targets(data),)),
         Section("Latency", tuple(_latency(data["bench"]))),
@@ -55,8 +55,13 @@ def _summary(data: JSON) -> list[str]:
     rows = data["bench"]["rows"]
     first = [r for r in rows if r["batch"] == rows[0]["batch"] and r["ratio"] is not None]
     lines = []
-    if first:
-        best = min(first, key=lambda row: row["ratio"])
+    best = min(first, key=lambda row: row["ratio"], default=None)
+    if best is not None and not best.get("clear", True):
+        lines.append(
+            "The machine was too busy, or the rounds too few, to tell which target is the fastest; "
+            "run crelu bench again when it is idle"
+        )
+    elif best is not None:
         lines.append(
             f"Fastest at batch {best['batch']}: {best['target']}, {best['median_ms']:.2f} ms, "
             f"{best['ratio']:.2f} times the time of {BASELINE}"
@@ -74,13 +79,13 @@ def _targets(data: JSON) -> Table:
         rows.append(
             (
                 code_cell(target["target"]),
-                Cell("not run") if target.get("skipped") else verdict_cell(target["passed"]),
+                Cell("not here") if target.get("skipped") else verdict_cell(target["passed"]),
                 number_cell(target["score"], ".2f"),
                 number_cell(target["max_abs"], ".1e"),
                 Cell(_decisions(target)),
                 number_cell(timed.get("median_ms"), ".2f", " ms"),
                 number_cell(timed.get("ratio"), ".2f", " x"),
-                Cell(target["worst"] or ""),
+                Cell("; ".join(filter(None, (target["worst"], target.get("note"))))),
             )
         )
     batch = data["bench"]["rows"][0]["batch"] if data["bench"]["rows"] else 1
@@ -133,7 +138,9 @@ def _sweep(rows: Sequence[JSON], batches: Sequence[int]) -> Curves:
 def _differs(row: JSON) -> str:
     if row["target"] == str(BASELINE):
         return "-"
-    return "yes" if row.get("significant", True) else "within the spread"
+    if not row.get("clear", True):
+        return "too busy to tell"
+    return "yes" if row.get("significant", True) else "no"
 
 
 def _timings(rows: Sequence[JSON]) -> Table:
