@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from crelu_deploy.errors import UnsupportedModel
+from crelu_deploy.guards import Limits
 from crelu_deploy.plan import Plan
 from crelu_deploy.preprocessing import Preprocessing
 
@@ -63,6 +64,7 @@ def _check(manifest: dict[str, Any]) -> None:
     _require("files", max(map(len, manifest["files"])) <= LONGEST_PATH)
     _require("announced", manifest.get("announced", {}).keys() <= manifest["files"].keys())
     _require("inputs", manifest["inputs"] and all(map(_is_input, manifest["inputs"])))
+    Limits.parse(manifest.get("guards", []), manifest["inputs"])
     outputs = manifest["outputs"]
     _require("outputs", outputs and all(isinstance(name, str) for name in outputs))
     _require("sites", all(map(_is_site, manifest["sites"])))

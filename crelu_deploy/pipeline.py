@@ -167,6 +167,7 @@ def open_target(bundle: Bundle, target: Target, options: Options) -> Runner:
             f"{bundle.path}: {target} is not built; run: crelu build {bundle.path} -t {target}"
         )
     runner: Runner = backend.implementation().load(bundle, target, options)
+    runner.limits = bundle.limits
     return runner
 
 

@@ -326,6 +326,8 @@ def _written(bundle: Bundle) -> list[str]:
     path, opset = printable(str(bundle.path)), bundle.manifest["opset"]
     lines = [f"export   {path}   opset {opset}, {len(sites)} CReLU"]
     lines += [f"         {printable(note)}" for note in notes]
+    if bundle.limits.guards:
+        lines.append(f"         inputs need {printable(str(bundle.limits))}")
     if bundle.preprocessing is not None:
         lines.append(f"         images become {bundle.preprocessing}")
     return lines
