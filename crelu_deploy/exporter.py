@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+import numpy as np
 import onnx
 import torch
 
@@ -30,7 +32,7 @@ from crelu_deploy.planner import make_plan
 from crelu_deploy.preprocessing import Changes, Preprocessing
 from crelu_deploy.recording import record, run
 from crelu_deploy.runner import TensorSpec
-from crelu_deploy.samples import Arrays, Sample, random_inputs, read_inputs, save_samples
+from crelu_deploy.samples import Arrays, Sample, random_inputs, read_inputs, save_samples, wrapped
 from crelu_deploy.settling import Settled, Trying, settle
 from crelu_deploy.shapes import Input, parse_axes, parse_shape, resolve
 from crelu_deploy.sites import find_sites
@@ -161,11 +163,6 @@ def _exported(source: Source, settings: ExportSettings, progress: Progress) -> E
     dtype, seed = _dtype(source.module), settings.get("seed", 0)
     specs = tuple(TensorSpec(one.name, dtype, one.shape) for one in inputs)
     how = stated_preprocessing(source, settings.get("preprocessing", {}), specs)
-
-    def draw(specs: Sequence[TensorSpec], shapes: Sequence[tuple[int, ...]]) -> Arrays:
-        named = {spec.name: shape for spec, shape in zip(specs, shapes, strict=True)}
-        return random_inputs(tuple(specs), named, seed + 1)
-
     example = random_inputs(specs, {one.name: one.shape for one in inputs}, seed)
     progress("run PyTorch")
     names = tuple(run(source.module, example, source.outputs))
@@ -173,6 +170,7 @@ def _exported(source: Source, settings: ExportSettings, progress: Progress) -> E
     tensors = [torch.from_numpy(x) for x in example.values()]
     opset = settings.get("opset", DEFAULT_OPSET)
     traced = traces(source.module, tensors, inputs, outputs=names, opset=opset)
+    draw = _drawing(samples, inputs, seed)
     trying = Trying(source.module, inputs, names, dtype, draw, settings.get("tolerance"))
     settled = settle(traced, trying)
     model = settled.model
@@ -181,6 +179,35 @@ def _exported(source: Source, settings: ExportSettings, progress: Progress) -> E
     calls = _calls(samples, settled, inputs, seed)
     recorded = (*record(source.module, calls, names), *settled.samples)
     return Exported(settled, recorded, names, source.notes, how)
+
+
+Draw = Callable[[Sequence[TensorSpec], Sequence[tuple[int, ...]]], Arrays]
+
+
+def _drawing(samples: int | str | os.PathLike[str], inputs: Sequence[Input], seed: int) -> Draw:
+    """Return what makes inputs of other shapes: random ones, or the user's, cut or repeated.
+
+    Noise would say nothing of a network that is calibrated on real values, and be no fair test.
+    """
+
+    def draw(specs: Sequence[TensorSpec], shapes: Sequence[tuple[int, ...]]) -> Arrays:
+        named = {spec.name: shape for spec, shape in zip(specs, shapes, strict=True)}
+        if isinstance(samples, int):
+            return random_inputs(tuple(specs), named, seed + 1)
+        known = real(tuple(specs))
+        return {name: wrapped(known[name], shape) for name, shape in named.items()}
+
+    @functools.cache
+    def real(specs: tuple[TensorSpec, ...]) -> Arrays:
+        rows = inputs[0].shape[0] if inputs[0].shape else 1
+        calls = read_inputs(Path(str(samples)), specs, rows)[:SEVERAL]
+        return {spec.name: np.concatenate([call[spec.name] for call in calls]) for spec in specs}
+
+    return draw
+
+
+SEVERAL = 8
+"""Calls of the user's that inputs of other shapes are made of."""
 
 
 def _calls(
