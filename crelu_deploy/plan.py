@@ -32,7 +32,7 @@ class Plan:
         how: ``rule`` or ``measured``.
         choice: Site -> lowering.
         key: What it holds for: the model's hash and, where measured, the runtime, the device, the
-            threads and the batch sizes.
+            threads and the shapes of the inputs.
         ratios: Choices that were timed, in words -> time over the baseline's time.
     """
 

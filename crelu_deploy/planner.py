@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def make_plan(
 def place(options: Options) -> Mapping[str, Any]:
     """Return what latencies depend on beside the model and its inputs."""
     return {
+        "crelu-deploy": version("crelu-deploy"),
         "runtime": f"onnxruntime {onnxruntime.__version__}",
         "device": cpu_name(),
         "block": block(),
@@ -78,7 +80,13 @@ def place(options: Options) -> Mapping[str, Any]:
 
 
 def plan_file(
-    model: ir.Model, source: Path, feeds: Arrays, budget: float, progress: Progress
+    model: ir.Model,
+    source: Path,
+    feeds: Arrays,
+    budget: float,
+    progress: Progress,
+    *,
+    pruned: bool = False,
 ) -> Plan:
     """Race the forms of an ONNX file's network against the file as it is.
 
@@ -88,11 +96,12 @@ def plan_file(
         feeds: Inputs that it runs on.
         budget: Seconds to race; 0 takes the rule's choice without measuring.
         progress: Told what is being timed.
+        pruned: Whether something was removed from the network.
 
     Returns:
         The plan; its choice is empty where no form is faster than the file itself.
     """
-    made = Plan(BACKEND, RULE, on_cpu(model), {"model": sha256(source)})
+    made = Plan(BACKEND, RULE, on_cpu(model), {"model": sha256(source), "pruned": pruned})
     if not (budget and made.choice):
         return made
     timer = Sessions(model, [Lane(feeds, DEFAULT)], {ORIGINAL: source})
@@ -110,6 +119,8 @@ def _measured(
         kept.forget()
     entered = entrants(timer.model, rule.choice, original=ORIGINAL in timer.files)
     found = search(Arena(timer, kept), entered, budget, progress)
+    if not found.sure:
+        kept.forget()  # what a busy machine left undecided is measured anew
     return Plan(BACKEND, MEASURED, found.choice, {**key, "sure": found.sure}, found.ratios)
 
 

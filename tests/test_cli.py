@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -369,3 +370,24 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "-q"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in states)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["export", "m.pt"], ["deploy", "m.pt"], ["zoo"], ["analyze", "pairing", "m.pt"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_without_pytorch_the_way_out_is_said(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("m.pt").write_bytes(b"")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert run(arguments) == 1
+    assert capsys.readouterr().err == (
+        "error: this needs the package torch, which is not installed; "
+        "run: pip install 'crelu-deploy[torch]'\n"
+    )

@@ -65,7 +65,7 @@ def _announce(model: Path, output: Output) -> None:
     """Refuse a missing file before PyTorch is started, which takes seconds."""
     if not model.exists():
         raise CheckpointError(f"{model}: no such file")
-    output.progress("start PyTorch")
+    output.start_pytorch()
 
 
 @cli.command(epilog="Example: crelu inspect network.onnx")

@@ -145,9 +145,7 @@ def _timed(made: Plan) -> list[Section | str]:
     return [timed] if made.key.get("sure", True) else [timed, UNSURE]
 
 
-UNSURE = (
-    "         too busy a machine to be sure of what seems faster: run crelu plan when it is idle"
-)
+UNSURE = "         too busy a machine to be sure of what seems faster: run it again when it is idle"
 
 
 NAMES = {PLAIN: "all sites primitive", ORIGINAL: "the original"}
