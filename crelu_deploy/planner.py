@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -56,6 +57,7 @@ def make_plan(
     Raises:
         BuildError: Another process writes to the bundle.
     """
+    _require_seconds(budget)
     opened = opened_bundle(bundle)
     model = opened.model
     made = Plan(BACKEND, RULE, on_cpu(model), {"model": opened.manifest["files"][MODEL]})
@@ -66,6 +68,11 @@ def make_plan(
         made = _measured(timer, made, budget, progress, fresh=fresh)
     use(opened, made)
     return made
+
+
+def _require_seconds(budget: float) -> None:
+    if not 0 <= budget < math.inf:
+        raise ValueError(f"a race of {budget} seconds: expected a number, 0 or more")
 
 
 def place(options: Options) -> Mapping[str, Any]:
@@ -101,6 +108,7 @@ def plan_file(
     Returns:
         The plan; its choice is empty where no form is faster than the file itself.
     """
+    _require_seconds(budget)
     made = Plan(BACKEND, RULE, on_cpu(model), {"model": sha256(source), "pruned": pruned})
     if not (budget and made.choice):
         return made

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from crelu_deploy.backends.onnxruntime import SessionRunner, open_session
+from crelu_deploy.environment import cache_folder
 from crelu_deploy.latency import MINIMUM, Paired, paired, rounds
 from crelu_deploy.lowerings import lower
 from crelu_deploy.samples import Arrays
@@ -145,19 +145,23 @@ class Journal:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._races: dict[str, list[list[float]]] = {}
+        text = ""
         try:
-            text = path.read_text(encoding="utf-8", errors="replace") if path else ""
+            if path is not None and path.exists():
+                text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+                self.path = path if path.is_file() else None
         except OSError:
-            text = ""
+            self.path = None
         for line in text.splitlines():
             self._read(line)
+        self._end = "\n" if text and not text.endswith("\n") else ""  # cut off while it was written
 
     def _read(self, line: str) -> None:
         """Take one line; the last one may be cut off by whatever ended the process."""
         try:
             race, *numbers = json.loads(line)
             found = [float(number) for number in numbers]
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError, OverflowError, RecursionError):
             return
         if isinstance(race, str) and len(found) > 1 and all(0 < n < math.inf for n in found):
             self._races.setdefault(race, []).append(found)
@@ -174,7 +178,8 @@ class Journal:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([race, *numbers]) + "\n")
+                file.write(self._end + json.dumps([race, *numbers]) + "\n")
+            self._end = ""
         except OSError:
             self.path = None
 
@@ -192,8 +197,8 @@ def journal(key: Mapping[str, Any]) -> Journal:
     Args:
         key: The model's hash, runtime, device, and what else the times depend on.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Journal(cache / "crelu-deploy" / "races" / f"{_digest(key)}.jsonl")
+    cache = cache_folder()
+    return Journal(None if cache is None else cache / "races" / f"{_digest(key)}.jsonl")
 
 
 def _digest(data: object) -> str:

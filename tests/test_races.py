@@ -125,6 +125,16 @@ def test_the_command_line_races_unless_told_not_to(name, source, tmp_path, capsy
     assert "ratio to the original" in text
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1"])
+def test_a_budget_is_a_finite_number(seconds, source, tmp_path, capsys):
+    out = tmp_path / "out.onnx"
+    assert crelu(["optimize", str(source), "-o", str(out), "--budget", seconds]) == 2
+    assert "--budget" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="expected a number, 0 or more"):
+        optimize(source, out, inputs=INPUT, race=float(seconds))
+    assert not out.exists()
+
+
 @pytest.mark.torch
 def test_an_export_says_how_its_fastest_form_was_chosen(digits, tmp_path, capsys):
     from crelu_deploy import export

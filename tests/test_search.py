@@ -4,6 +4,7 @@ goes on where it was stopped."""
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -191,6 +192,7 @@ DAMAGE = {
     "infinite": lambda line: line.replace("]", ", Infinity]"),
     "another form": lambda line: '{"race": 1}',
     "deep": lambda line: "[" * 10_000,
+    "a number without end": lambda line: f'["r", 1{"0" * 400}, 2]',
     "not text": lambda line: "\udcff",
 }
 
@@ -207,6 +209,25 @@ def test_a_damaged_line_is_measured_again(tmp_path, name):
     assert timer.measured == 1
 
 
+def test_what_follows_a_line_that_was_cut_off_is_kept(tmp_path):
+    kept = tmp_path / "kept.jsonl"
+    searched(Simulated(MIX), kept=kept)
+    kept.write_text(kept.read_text()[:-7])
+    searched(Simulated(MIX), kept=kept)
+    timer = Simulated(MIX)
+    searched(timer, kept=kept)
+    assert timer.measured == 0
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch):
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert journal({"model": "a"}).path is None
+
+
 def test_a_journal_is_for_one_place_and_can_be_forgotten(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     journal({"model": "a", "device": "x"}).add("race", [1.0, 2.0, 3.0])
@@ -217,11 +238,13 @@ def test_a_journal_is_for_one_place_and_can_be_forgotten(tmp_path, monkeypatch):
     assert not journal({"model": "a", "device": "x"}).rounds("race", 2)
 
 
-@pytest.mark.parametrize("folder", [True, False], ids=["a folder", "in a file"])
-def test_a_cache_that_cannot_be_used_is_done_without(tmp_path, folder):
-    path = tmp_path / "kept.jsonl" if folder else tmp_path / "file" / "kept.jsonl"
-    if folder:
+@pytest.mark.parametrize("kind", ["a folder", "a pipe", "in a file"])
+def test_a_cache_that_cannot_be_used_is_done_without(tmp_path, kind):
+    path = tmp_path / "kept.jsonl" if kind != "in a file" else tmp_path / "file" / "kept.jsonl"
+    if kind == "a folder":
         path.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(path)
     else:
         path.parent.write_text("no folder")
     timer = Simulated(MIX)
