@@ -33,7 +33,7 @@ def test_a_plan_survives_a_file(tmp_path):
         ({"key": {"inputs": 5}}, "no list of names and shapes"),
         ({"key": {"inputs": [{"x": 5}]}}, "no list of names and shapes"),
         ({"key": {"threads": "all"}}, "are no number"),
-        ({"how": None}, "a plan made 'None'"),
+        ({"how": None}, "how it was made is 'None'"),
         ({"ratios": {"mix": 10**400}}, "is no number above 0"),
         ({"ratios": {"mix": float("nan")}}, "is no number above 0"),
         ({"ratios": {"mix": -1}}, "is no number above 0"),
