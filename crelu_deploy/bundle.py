@@ -112,6 +112,15 @@ class Bundle:
         return samples
 
     @property
+    def usual(self) -> tuple[Sample, ...]:
+        """The samples without those that were searched, which are like nothing a network reads.
+
+        What is reduced in precision is made for usual values, and judged by them.
+        """
+        samples = self.samples
+        return samples[: max(1, len(samples) - self.manifest.get("searched", 0))]
+
+    @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """The network's inputs, in order."""
         return tuple(

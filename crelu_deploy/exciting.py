@@ -274,5 +274,6 @@ def _moved(x: Tensor, gradient: Tensor, limits: Limits) -> Tensor:
     """Go a step up, as far in every row, and stay within the limits."""
     axes = list(range(1, x.ndim))
     length = gradient.square().mean(axes, keepdim=True).sqrt().clamp(min=1e-30)
-    x = x + STRIDE * x.std() * gradient / length
+    spread = float(x.std()) if x.numel() > 1 else 0.0
+    x = x + STRIDE * (spread or 1.0) * gradient / length
     return x if limits is None else torch.minimum(torch.maximum(x, limits[0]), limits[1])

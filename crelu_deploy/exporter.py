@@ -151,6 +151,7 @@ class Exported:
 
     settled: Settled
     samples: tuple[Sample, ...]
+    searched: int
     coverage: Coverage
     outputs: tuple[str, ...]
     notes: tuple[str, ...]
@@ -182,12 +183,12 @@ def _exported(source: Source, settings: ExportSettings, progress: Progress) -> E
     model = settled.model
     model.producer_name, model.producer_version = "crelu-deploy", version("crelu-deploy")
     allow_nan = settings.get("allow_nan", False)
-    recorded, coverage = _recorded(source, settled, maker, first, allow_nan, progress)
+    recorded, searched, coverage = _recorded(source, settled, maker, first, allow_nan, progress)
     progress("measure PyTorch's rounding")
     batched = settled.program is not None and settled.program.batched
     recorded, why = with_floors(source.module, recorded, batched=batched)
     notes = (*source.notes, why) if why else source.notes
-    return Exported(settled, recorded, coverage, names, notes, how, allow_nan)
+    return Exported(settled, recorded, searched, coverage, names, notes, how, allow_nan)
 
 
 def _recorded(
@@ -197,8 +198,8 @@ def _recorded(
     first: Sample,
     allow_nan: bool,
     progress: Progress,
-) -> tuple[tuple[Sample, ...], Coverage]:
-    """Return the samples, the searched ones last, and what fires on them."""
+) -> tuple[tuple[Sample, ...], int, Coverage]:
+    """Return the samples, how many of the last were searched, and what fires on them."""
     progress("record PyTorch's outputs")
     calls = maker.calls(settled.specs, len(settled.samples))
     there = (first,) if isinstance(maker.wanted, int) else ()
@@ -209,7 +210,7 @@ def _recorded(
     progress("search inputs that make every channel fire")
     found = maker.search(settled.program, settled.specs, own, settled.samples)
     searched = finite(record(source.module, found.calls, names))
-    return (*own, *settled.samples, *searched), found.coverage
+    return (*own, *settled.samples, *searched), len(searched), found.coverage
 
 
 def _dtype(module: torch.nn.Module) -> str:
@@ -249,6 +250,7 @@ def _write(stage: Path, source: Source, exported: Exported) -> Bundle:
         outputs=list(exported.outputs),
         guards=[guard.text for guard in exported.settled.guards],
         coverage=exported.coverage.counts(),
+        searched=exported.searched,
         allow_nan=exported.allow_nan,
         sites=[asdict(site) for site in find_sites(exported.settled.model)],
         near_misses=[asdict(miss) for miss in exported.settled.recognition.near_misses],

@@ -50,6 +50,10 @@ class Guard:
             raise ValueError(f"a condition of {len(self.text)} characters; at most {LONGEST}")
         if wrong := [node for node in ast.walk(self._tree) if not _allowed(node)]:
             raise ValueError(f"condition {self.text!r}: {ast.dump(wrong[0])[:80]} is not allowed")
+        try:
+            assert self._code  # compiled here, where what is nested too deep can be refused
+        except (RecursionError, MemoryError, ValueError) as error:
+            raise ValueError(f"condition {self.text[:80]!r} cannot be read") from error
 
     @cached_property
     def _tree(self) -> ast.Expression:

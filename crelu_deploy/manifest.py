@@ -65,6 +65,8 @@ def _check(manifest: dict[str, Any]) -> None:
     _require("announced", manifest.get("announced", {}).keys() <= manifest["files"].keys())
     _require("inputs", manifest["inputs"] and all(map(_is_input, manifest["inputs"])))
     Limits.parse(manifest.get("guards", []), manifest["inputs"])
+    searched = manifest.get("searched", 0)
+    _require("searched", type(searched) is int and searched >= 0)
     _require("coverage", all(map(_is_coverage, manifest.get("coverage", {}).values())))
     outputs = manifest["outputs"]
     _require("outputs", outputs and all(isinstance(name, str) for name in outputs))
@@ -101,9 +103,10 @@ def _is_coverage(entry: dict[str, Any]) -> bool:
 
 
 def _is_target(entry: dict[str, Any]) -> bool:
-    counts = entry.get("layers", {}).values()
+    counts = (*entry.get("layers", {}).values(), entry.get("weight_bits", 0))
     told = all(_texts(entry[key]) for key in ("lowerings", "reasons"))
-    return told and all(type(count) is int for count in counts)
+    named = isinstance(entry.get("processor", ""), str)
+    return told and named and all(type(count) is int for count in counts)
 
 
 def _is_input(entry: dict[str, Any]) -> bool:

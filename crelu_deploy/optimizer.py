@@ -135,8 +135,8 @@ def _optimize(source: Path, out: Path, asked: _Asked, progress: Progress) -> Opt
     before = _operators(original := read_model(source))
     with blaming(source):
         model, inspection, removed = _recognized_and_pruned(original, prune=asked.prune)
-        made = _chosen(model, source, asked, progress) if asked.lowering == AUTO else None
-        lowered = _lowered(model, source, made or asked.lowering, pruned=asked.prune)
+        made = _chosen(model, source, asked, progress, removed) if asked.lowering == AUTO else None
+        lowered = _lowered(model, source, made or asked.lowering, pruned=bool(removed))
         progress("compare with the original")
         checked = _checked(lowered.model, source, asked)
     save_model(lowered.model, out)
@@ -155,7 +155,9 @@ def _recognized_and_pruned(
     return pruned.model, inspection, pruned.removed
 
 
-def _chosen(model: ir.Model, source: Path, asked: _Asked, progress: Progress) -> Plan:
+def _chosen(
+    model: ir.Model, source: Path, asked: _Asked, progress: Progress, removed: Mapping[str, object]
+) -> Plan:
     """Return the fastest choice of lowerings here."""
     runtime = BACKENDS["ort-cpu"].implementation()
     from crelu_deploy import planner  # which imports the runtime
@@ -165,7 +167,8 @@ def _chosen(model: ir.Model, source: Path, asked: _Asked, progress: Progress) ->
         with runtime.open_session(source, Options(threads=1)) as original:
             shapes = _shapes(source, original, asked.inputs)
             feeds = made_inputs(original.inputs, shapes, SEEDS[0])
-    return planner.plan_file(model, source, feeds, asked.seconds, progress)
+    pruned = bool(removed)
+    return planner.plan_file(model, source, feeds, asked.seconds, progress, pruned=pruned)
 
 
 def _lowered(model: ir.Model, source: Path, made: Plan | str, *, pruned: bool) -> Lowered:

@@ -127,6 +127,13 @@ def read_inputs(path: Path, specs: tuple[TensorSpec, ...], batch: int) -> tuple[
     return tuple(calls)
 
 
+def wrapped(array: Array, shape: Sequence[int]) -> Array:
+    """Return an array of another shape with the same values: cut, or repeated from its start."""
+    for axis, extent in enumerate(shape):
+        array = array.take(np.arange(extent) % array.shape[axis], axis)
+    return np.ascontiguousarray(array)
+
+
 def _arrays(path: Path) -> dict[str, Array]:
     try:
         # NumPy would leave a damaged file open that it opened itself.

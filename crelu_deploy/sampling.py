@@ -14,15 +14,18 @@ import torch
 from crelu_deploy.exciting import Coverage, Found, Program, excite
 from crelu_deploy.preprocessing import Preprocessing
 from crelu_deploy.runner import TensorSpec
-from crelu_deploy.samples import Arrays, Sample, read_inputs
+from crelu_deploy.samples import Arrays, Sample, read_inputs, wrapped
 from crelu_deploy.shapes import Input
-from crelu_deploy.stimuli import is_picture, made_inputs, prepared, tiled
+from crelu_deploy.stimuli import is_picture, made_inputs, prepared
 
 Shapes = Sequence[tuple[int, ...]]
 
 GAINS = (1, 5, 25)
 """Sizes of noise that a search starts from where nobody said what the network reads."""
 
+
+SEVERAL = 8
+"""Calls of the user's that inputs of other shapes are made of."""
 
 MEASURED = 16
 """Samples of the user's on which is counted what fires."""
@@ -56,11 +59,19 @@ class Maker:
 
     def draw(self, specs: Sequence[TensorSpec], shapes: Shapes) -> Arrays:
         """Return a call of other shapes than the example's: of the user's values, if any."""
+        return self.another(specs, shapes, 1)
+
+    def another(self, specs: Sequence[TensorSpec], shapes: Shapes, number: int) -> Arrays:
+        """Return a call of these shapes; another one for each number, from 1 on.
+
+        Noise would say nothing of a network that is calibrated on real values.
+        """
         if isinstance(self.wanted, int):
-            return self.made(specs, shapes, 1)
-        first = self.calls(specs, 0)[0]
+            return self.made(specs, shapes, number)
+        calls = self.calls(specs, 0)[:SEVERAL]
+        known = {s.name: np.concatenate([call[s.name] for call in calls]) for s in specs}
         return {
-            spec.name: tiled(first[spec.name], shape)
+            spec.name: wrapped(np.roll(known[spec.name], 1 - number, 0), shape)
             for spec, shape in zip(specs, shapes, strict=True)
         }
 
@@ -99,10 +110,10 @@ class Maker:
         if program.batched and isinstance(self.wanted, int):
             samples = samples[-1:]
         shapes = [samples[-1].inputs[spec.name].shape for spec in specs]
-        starts = [self.made(specs, shapes, number) for number in (3, 4, 5)]
+        starts = [self.another(specs, shapes, number) for number in (3, 4, 5)]
         first = specs[0]
         limits = self._limits(shapes[0], np.dtype(first.dtype))
-        if limits is None and np.dtype(first.dtype).kind == "f":
+        if limits is None and isinstance(self.wanted, int) and np.dtype(first.dtype).kind == "f":
             for gain, start in zip(GAINS, starts, strict=True):
                 np.multiply(start[first.name], gain, out=start[first.name])
         return excite(program, [sample.inputs for sample in samples], starts, limits)

@@ -85,17 +85,3 @@ def pictures(shape: Sequence[int], generator: np.random.Generator) -> Array:
     brightness = generator.uniform(40, 215, (rows, channels, 1, 1)).astype(np.float32)
     result: Array = np.clip(np.rint(total * contrast + brightness), 0, 255)
     return result
-
-
-def tiled(array: Array, shape: Sequence[int], row: int = 0) -> Array:
-    """Return an array of another shape and the same rank, cut or repeated along every axis.
-
-    Axis 0 begins at ``row``.
-    """
-    starts = [row if axis == 0 else 0 for axis in range(array.ndim)]
-    places = (
-        (start + np.arange(n)) % had
-        for start, n, had in zip(starts, shape, array.shape, strict=True)
-    )
-    result: Array = np.ascontiguousarray(array[np.ix_(*places)])
-    return result

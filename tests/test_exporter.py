@@ -14,6 +14,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from tables import mostly
 from torch import Tensor, nn
 
 from crelu_deploy import export
@@ -206,8 +207,13 @@ def assert_equal_to_pytorch(bundle: Bundle, module: nn.Module) -> None:
             np.testing.assert_allclose(got, expected.numpy(), rtol=limit, atol=limit)
 
 
-@pytest.mark.parametrize("case", MODULES.values(), ids=MODULES)
-def test_modules_become_bundles(case: Case, tmp_path: Path) -> None:
+# What recognition and the names of outputs are tested with elsewhere, without an export each.
+AGAIN = ("relu-then-cat", "cat-then-relu", "lookalike", "three-sites", "linear", "conv1d", "nested")
+
+
+@mostly("name", MODULES, fast=MODULES.keys() - AGAIN)
+def test_modules_become_bundles(name: str, tmp_path: Path) -> None:
+    case = MODULES[name]
     module = case.make()
     bundle = export(module, tmp_path / "out", inputs=case.inputs)
     model = model_of(bundle)
@@ -224,7 +230,7 @@ def test_modules_become_bundles(case: Case, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("opset", [18, 23, 25])
+@mostly("opset", [18, 23, 25], fast=[18, 25])
 def test_opsets(opset: int, tmp_path: Path) -> None:
     module = net()
     bundle = export(module, tmp_path / "out", inputs=[IMAGE], opset=opset)
@@ -456,8 +462,10 @@ WRONG_SAMPLES: dict[str, tuple[dict[str, np.ndarray], str]] = {
 }
 
 
-@pytest.mark.parametrize(("arrays", "message"), WRONG_SAMPLES.values(), ids=WRONG_SAMPLES)
-def test_wrong_samples(arrays: dict[str, np.ndarray], message: str, tmp_path: Path) -> None:
+@mostly("name", WRONG_SAMPLES, fast=["shape"])
+def test_wrong_samples(name: str, tmp_path: Path) -> None:
+    """Each on its own is a test of reading samples."""
+    arrays, message = WRONG_SAMPLES[name]
     file = tmp_path / "real.npz"
     np.savez(file, **arrays)
     with pytest.raises(UnsupportedModel, match=re.escape(str(file)) + ": .*" + message):
@@ -465,7 +473,7 @@ def test_wrong_samples(arrays: dict[str, np.ndarray], message: str, tmp_path: Pa
     assert list(tmp_path.iterdir()) == [file]
 
 
-@pytest.mark.parametrize("content", [b"", b"no zip", None], ids=["empty", "text", "missing"])
+@mostly("content", [b"", b"no zip", None], fast=[b"no zip", None])
 def test_unreadable_samples(content: bytes | None, tmp_path: Path) -> None:
     file = tmp_path / "real.npz"
     if content is not None:

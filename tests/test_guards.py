@@ -136,3 +136,9 @@ def test_the_nearest_shape_moves_as_few_axes_as_it_can():
     assert re.fullmatch(
         r"\(1, 3, \d+, \d+\)", str(nearest([(1, 3, 6, 6)], fits, [(0, 2), (0, 3)])[0])
     )
+
+
+@pytest.mark.parametrize("text", ["-" * 1500 + "d0_0<1", "-" * 3900 + "d0_0<1"])
+def test_a_condition_nested_too_deep_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="cannot be read"):
+        Guard(text)

@@ -19,6 +19,7 @@ from crelu_deploy.samples import (
     load_samples,
     read_inputs,
     save_samples,
+    wrapped,
 )
 
 X = np.array([[1.5, -0.0, math.nan], [math.inf, -1e-45, 3.0]], np.float32)
@@ -188,3 +189,19 @@ def test_inputs_that_do_not_fit_are_refused(tmp_path, arrays, batch, message):
 def test_an_unwritable_place_is_an_error():
     with pytest.raises(OSError, match="No such file"):
         save_samples(Path("/proc/samples.npz"), STORED["one"])
+
+
+# shape before, shape after -> which elements of 0, 1, 2, ... there are
+WRAPPED = {
+    "the same": ((2, 3), (2, 3), [[0, 1, 2], [3, 4, 5]]),
+    "cut": ((2, 3), (1, 2), [[0, 1]]),
+    "repeated": ((1, 2), (3, 3), [[0, 1, 0]] * 3),
+    "both": ((2, 3), (3, 2), [[0, 1], [3, 4], [0, 1]]),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_an_array_is_cut_or_repeated(name):
+    before, after, expected = WRAPPED[name]
+    array = np.arange(np.prod(before)).reshape(before)
+    np.testing.assert_array_equal(wrapped(array, after), expected)

@@ -195,6 +195,10 @@ def test_other_extents_are_verified_beside_a_users_samples(tmp_path: Path) -> No
     assert found[:2] == [(1, 2, 16, 16)] * 2
     assert len({shape[2:] for shape in found}) >= 5
     assert max(shape[0] for shape in found) >= 3
+    for sample in bundle.samples:  # made of the user's values, and of more rows than one
+        x = sample.inputs["x"]
+        assert np.isin(x, real).all()
+        assert len(x) < 2 or not np.array_equal(x[0], x[1])
 
 
 @pytest.mark.slow

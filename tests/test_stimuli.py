@@ -7,7 +7,7 @@ import pytest
 
 from crelu_deploy.preprocessing import Preprocessing
 from crelu_deploy.runner import TensorSpec
-from crelu_deploy.stimuli import made_inputs, pictures, tiled
+from crelu_deploy.stimuli import made_inputs, pictures
 
 TYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")
 FACES = Preprocessing((104.0, 117.0, 123.0), (1.0,), bgr=True)
@@ -82,15 +82,3 @@ def test_pictures_have_patches_of_every_size():
         for step in (1, 8, 80)
     ]
     assert shares[0] > 0.8 > shares[1] > 0.2 > abs(shares[2])
-
-
-TILED = {
-    "cut": ((1, 2), 0, [[0, 1]]),
-    "repeated": ((3, 4), 0, [[0, 1, 2, 0], [3, 4, 5, 3], [0, 1, 2, 0]]),
-    "later-row": ((2, 3), 1, [[3, 4, 5], [0, 1, 2]]),
-}
-
-
-@pytest.mark.parametrize(("shape", "row", "expected"), TILED.values(), ids=TILED)
-def test_an_array_is_cut_or_repeated_to_a_shape(shape, row, expected):
-    assert tiled(np.arange(6).reshape(2, 3), shape, row).tolist() == expected

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from crelu_deploy.plan import ORIGINAL, PLAIN, RULE, Plan
 from crelu_deploy.render.build import builds_json as builds_json
 from crelu_deploy.render.build import builds_table as builds_table
 from crelu_deploy.render.build import coverage_line
-from crelu_deploy.results import Benchmark, Build, Load, Row, Verification
+from crelu_deploy.results import Benchmark, Build, Load, Row, Verification, succeeded
 from crelu_deploy.sites import Site
 from crelu_deploy.tables import Section, add, counted, printable, section
 from crelu_deploy.targets import BASELINE, Target
@@ -143,7 +143,10 @@ def _timed(made: Plan) -> list[Section | str]:
     timed = section(heading, "choice!", "ratio>")
     for name, ratio in sorted(made.ratios.items(), key=lambda item: item[1]):
         add(timed, name, f"{ratio:.2f} x")
-    return [timed]
+    return [timed] if made.key.get("sure", True) else [timed, UNSURE]
+
+
+UNSURE = "         too busy a machine to be sure of what seems faster: run it again when it is idle"
 
 
 NAMES = {PLAIN: "all sites primitive", ORIGINAL: "the original"}
@@ -168,10 +171,11 @@ def verifications_json(found: Sequence[Verification]) -> JSON:
             "max_abs": None if v.comparison is None else number(v.comparison.max_abs),
             "worst": v.error if v.comparison is None else v.comparison.worst,
             "agreement": None if v.agreement is None else asdict(v.agreement),
+            "note": v.note,
         }
         for v in found
     ]
-    return {"passed": all(v.passed for v in found), "targets": rows}
+    return {"passed": succeeded(found), "targets": rows}
 
 
 def verifications_table(found: Sequence[Verification], samples: int) -> Section:
@@ -179,12 +183,13 @@ def verifications_table(found: Sequence[Verification], samples: int) -> Section:
     title = f"verify   {samples} samples against PyTorch; score 1.00 is the limit"
     table = section(title, "target!", "score>", "max error>", "decisions>", "worst at", "!")
     for v in found:
-        verdict = "ok" if v.passed else "not run" if v.skipped else "FAILED"
+        verdict = "ok" if v.passed else "not here" if v.skipped else "FAILED"
         if v.comparison is None:
             add(table, v.target, "-", "-", "-", v.error, verdict)
         else:
             score, error = f"{v.comparison.score:.2f}", f"{v.comparison.max_abs:.1e}"
-            add(table, v.target, score, error, v.agreement or "-", v.comparison.worst, verdict)
+            worst = f"{v.comparison.worst}; {v.note}" if v.note else v.comparison.worst
+            add(table, v.target, score, error, v.agreement or "-", worst, verdict)
     return table
 
 
@@ -208,15 +213,11 @@ def benchmark_json(found: Benchmark) -> JSON:
         }
         for row in found.rows
     ]
-    refused: Mapping[str, str] = {
-        **{str(v.target): v.error or "verification failed" for v in _failed(found)},
-        **found.refused,
-    }
     return {
         "environment": dict(found.environment),
         "end_to_end": found.end_to_end,
         "rows": rows,
-        "not_timed": dict(refused),
+        "not_timed": _not_timed(found),
     }
 
 
@@ -250,8 +251,15 @@ def _failed(found: Benchmark) -> list[Verification]:
     return [v for v in found.verifications if not v.passed]
 
 
-def benchmark_table(found: Benchmark) -> Section:
-    """Return a row per target and batch size, with the spread, and what was not timed."""
+def _why(verification: Verification) -> str:
+    """Return why a target is not timed."""
+    if verification.skipped:
+        return f"not here: {verification.error}"
+    return verification.error or verification.note or "verification failed"
+
+
+def benchmark_tables(found: Benchmark) -> list[Section]:
+    """Return a row per target and batch size, with the spread, and what was not timed and why."""
     threads, cpu = counted(found.environment["threads"], "thread"), found.environment["cpu"]
     title = f"bench    interleaved, {threads}, {cpu}; ratio to {BASELINE}, ~ no difference"
     title += "; with the copies to and from a GPU" if found.end_to_end else ""
@@ -266,9 +274,10 @@ def benchmark_table(found: Benchmark) -> Section:
         add(table, row.target, row.batch, f"{t.median:.2f} ms", *gpu, spread, t.runs, ratio)
     if any(_mark(row) == UNCLEAR for row in found.rows):
         table.caption, table.caption_justify = BUSY, "left"
+    missed = section("not timed", "target!", "why")
     for name, reason in _not_timed(found).items():
-        add(table, name, "", *([""] * on_gpu), "", f"not timed: {reason}", "", "")
-    return table
+        add(missed, name, reason)
+    return [table, missed] if missed.rows else [table]
 
 
 UNCLEAR = "? "
@@ -284,11 +293,7 @@ def _mark(row: Row) -> str:
 
 def _not_timed(found: Benchmark) -> dict[str, str]:
     """Return target -> why it has no row."""
-    failed = {
-        str(v.target): "not run here" if v.skipped else v.error or "verification failed"
-        for v in _failed(found)
-    }
-    return {**failed, **found.refused}
+    return {**{str(v.target): _why(v) for v in _failed(found)}, **found.refused}
 
 
 def export_json(bundle: Bundle) -> JSON:
@@ -347,5 +352,5 @@ def deployment_parts(done: Deployment) -> list[Section | str]:
         *([] if done.plan is None else plan_tables(done.plan)),
         builds_table(done.builds),
         verifications_table(done.benchmark.verifications, len(done.bundle.samples)),
-        benchmark_table(done.benchmark),
+        *benchmark_tables(done.benchmark),
     ]
