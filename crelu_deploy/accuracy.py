@@ -170,7 +170,8 @@ def _same_and_lost(actual: Array, expected: Array) -> tuple[Array, Array]:
     """Return which elements are equal, and which are not and finite on one side at most."""
     a, e = (np.asarray(v, np.float64) for v in (actual, expected))
     same = (actual == expected) | (np.isnan(a) & np.isnan(e))
-    return same, ~same & ~(np.isfinite(a) & np.isfinite(e))
+    lost = ~same & ~(np.isfinite(a) & np.isfinite(e))
+    return same, lost
 
 
 def scores(actual: Array, expected: Array, tolerance: Tolerance | None) -> tuple[Array, Array]:

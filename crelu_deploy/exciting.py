@@ -238,6 +238,8 @@ Limits = tuple[Tensor, Tensor] | None
 def _climbed(search: _Search, start: Arrays, limits: Limits) -> tuple[Arrays, Mapping[str, Tensor]]:
     """Follow the gradient of what is silent from one call; return the best on the way."""
     first, *others = tensors(start)
+    spread = float(first.double().std()) if first.numel() > 1 else 0.0
+    stride = STRIDE * (spread or 1.0)
     best, most, waited = first, -1, 0
     best_peaks: dict[str, Tensor] = {}
     for _ in range(STEPS):
@@ -254,7 +256,7 @@ def _climbed(search: _Search, start: Arrays, limits: Limits) -> tuple[Arrays, Ma
         if not climbing or wanted is None or waited > PATIENCE or over:
             break
         (gradient,) = torch.autograd.grad(wanted, x)
-        first = _moved(x.detach(), gradient, limits)
+        first = _moved(x.detach(), gradient, stride, limits)
     return {**start, next(iter(start)): best.numpy()}, best_peaks
 
 
@@ -270,10 +272,9 @@ def _wanted(search: _Search, peaks: Mapping[str, Tensor]) -> Tensor | None:
     return total if total.requires_grad else None
 
 
-def _moved(x: Tensor, gradient: Tensor, limits: Limits) -> Tensor:
+def _moved(x: Tensor, gradient: Tensor, stride: float, limits: Limits) -> Tensor:
     """Go a step up, as far in every row, and stay within the limits."""
     axes = list(range(1, x.ndim))
     length = gradient.square().mean(axes, keepdim=True).sqrt().clamp(min=1e-30)
-    spread = float(x.std()) if x.numel() > 1 else 0.0
-    x = x + STRIDE * (spread or 1.0) * gradient / length
+    x = x + stride * gradient / length
     return x if limits is None else torch.minimum(torch.maximum(x, limits[0]), limits[1])
