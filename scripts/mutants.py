@@ -370,6 +370,31 @@ MUTANTS = (
         "lower(model, PLAIN)",
         "races optimizer",
     ),
+    Mutant("accuracy.py", "if peak / PEAK >= broad:", "if peak / PEAK >= 0:", "rounding"),
+    Mutant(
+        "rounding.py",
+        "capped = np.minimum(error, 10 * np.median(seen))",
+        "capped = error",
+        "rounding",
+    ),
+    Mutant(
+        "exciting.py",
+        "both = [x.amax(rest), (-x).amax(rest)]",
+        "both = [x.amax(rest), x.amax(rest)]",
+        "exciting",
+    ),
+    Mutant(
+        "extents.py",
+        "found += [*larger[:1], *smaller[:1], *wrong[-1:]]",
+        "found += [*smaller[:1]]",
+        "settling",
+    ),
+    Mutant(
+        "settling.py",
+        "if differs := both.distance(s):",
+        'if differs := "":',
+        "settling",
+    ),
 )
 
 
