@@ -97,8 +97,10 @@ class Comparison:
         return self.score <= 1
 
 
-PEAK, TYPICAL = 64.0, 16.0
+PEAK, TYPICAL, TIMES = 64.0, 16.0, 8.0
 """How many times its noise an element may be off, and the root mean square of a channel.
+
+An element may be off by ``TIMES`` PyTorch's own largest error in the channel, if that is more.
 
 Over trained networks, those of the tables, every lowering and every runtime of the CPU, the largest
 are 16 and 4. A weight that is rounded to float16 gives 250 and 80.
@@ -151,19 +153,27 @@ def _against_noise(actual: Array, expected: Array, name: str, floor: Array) -> C
     with np.errstate(invalid="ignore"):
         error = np.abs(np.asarray(actual, np.float64) - np.asarray(expected, np.float64))
     largest = float(np.where(same, 0.0, np.where(lost, np.inf, error)).max())
-    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(found)), found.shape))
     rows = channels(found, channel_axis(expected.shape))
+    relative = rows / np.maximum(PEAK, TIMES * floor[:, 1:])
+    index = _place(int(np.argmax(relative)), found, channel_axis(expected.shape))
     with np.errstate(over="ignore", invalid="ignore"):
         typical = np.sqrt(np.mean(rows**2, axis=1))
     channel = int(np.argmax(typical))
-    peak = float(found[index])
+    peak = float(relative.max())
     place = f"{name}[{', '.join(map(str, index))}]"
     worst = f"{place}: expected {expected[index]!s}, got {actual[index]!s}"
     broad = float(typical[channel]) / TYPICAL
-    if peak / PEAK >= broad:
-        return Comparison(peak / PEAK, largest, f"{worst}, {peak:.3g} times PyTorch's rounding")
+    if peak >= broad:
+        told = f"{worst}, {found[index]:.3g} times PyTorch's rounding"
+        return Comparison(peak, largest, told)
     told = f"errors like that in a whole channel, {typical[channel]:.3g} times PyTorch's rounding"
     return Comparison(broad, largest, f"{worst}, {told}")
+
+
+def _place(number: int, array: Array, axis: int | None) -> tuple[int, ...]:
+    """Return the index of an element that is counted channel by channel."""
+    moved = np.moveaxis(np.arange(array.size).reshape(array.shape), axis or 0, 0)
+    return tuple(int(i) for i in np.unravel_index(int(moved.reshape(-1)[number]), array.shape))
 
 
 def _same_and_lost(actual: Array, expected: Array) -> tuple[Array, Array]:
@@ -247,7 +257,8 @@ def check(
     ``allowance`` is for runtimes that round more often than PyTorch: their noise is that many times
     as large.
     """
-    floors = [{name: allowance * f for name, f in s.floors.items()} for s in samples]
+    factors = np.array([allowance, 1.0])
+    floors = [{name: factors * f for name, f in s.floors.items()} for s in samples]
     return worst_of(
         compare_outputs(actual, sample.outputs, f"sample {i} ", tolerance, floors[i])
         for i, (actual, sample) in enumerate(zip(outputs, samples, strict=True))

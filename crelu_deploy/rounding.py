@@ -39,10 +39,12 @@ def channel_axis(shape: Sequence[int]) -> int | None:
 
 
 def noise(rounded: Array, exact: Array) -> Array:
-    """Return the root mean square of the rounding of each channel, ``(channels,)`` or ``(1,)``.
+    """Return the rounding of each channel, ``(channels, 2)``; there is one without channels.
 
-    Errors beyond ten times the median are taken as that: a few huge elements must not widen what
-    is allowed for the others.
+    The first is its root mean square. Errors beyond ten times the median are taken as that: a few
+    huge elements must not widen what is allowed for the others. The second is the largest error,
+    in ``units`` of the first: an output that saturates nearly everywhere, such as a softmax, has
+    few elements that are rounded at all.
     """
     axis = channel_axis(rounded.shape)
     e = np.asarray(exact, np.float64)
@@ -50,7 +52,10 @@ def noise(rounded: Array, exact: Array) -> Array:
         error = np.abs(np.asarray(rounded, np.float64) - e)
     errors, sizes = (channels(np.where(np.isfinite(x), x, 0), axis) for x in (error, np.abs(e)))
     ulp = float(np.finfo(rounded.dtype).eps) / 2
-    return np.array([_typical(*pair, ulp) for pair in zip(errors, sizes, strict=True)])
+    typical = np.array([_typical(*pair, ulp) for pair in zip(errors, sizes, strict=True)])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = errors / (typical[:, None] + ULPS * ulp * sizes)
+    return np.stack([typical, np.where(errors > 0, found, 0).max(1, initial=0.0)], 1)
 
 
 def channels(x: Array, axis: int | None) -> Array:
@@ -79,7 +84,8 @@ def shared(floors: Sequence[Array], outputs: Sequence[Array]) -> list[Array]:
     ulp = float(np.finfo(outputs[0].dtype).eps) / 2
     sizes = [float(np.sqrt(np.mean(np.square(y, dtype=np.float64)))) for y in outputs]
     least = max(2 * ULPS * ulp * size for size in sizes)
-    return [np.full_like(one, max(least, *(float(f.max()) for f in floors))) for one in floors]
+    largest = np.maximum(np.stack(floors).max((0, 1)), (least, 0))
+    return [np.broadcast_to(largest, one.shape).copy() for one in floors]
 
 
 def units(actual: Array, expected: Array, floor: Array) -> Array:
@@ -91,7 +97,7 @@ def units(actual: Array, expected: Array, floor: Array) -> Array:
         shape[axis] = -1
     own = ULPS * float(np.finfo(expected.dtype).eps) / 2 * np.abs(e)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        result: Array = np.abs(a - e) / (floor.reshape(shape) + own)
+        result: Array = np.abs(a - e) / (floor[:, 0].reshape(shape) + own)
     return result
 
 

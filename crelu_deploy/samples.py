@@ -33,7 +33,8 @@ class Sample:
     Attributes:
         inputs: What goes in.
         outputs: What PyTorch makes of it.
-        floors: The noise of each channel of an output, where it was measured; see ``rounding``.
+        floors: The noise of each channel of an output, ``(channels, 2)``, where it was measured;
+            see ``rounding``.
     """
 
     inputs: Arrays
@@ -60,7 +61,7 @@ class Sample:
                 raise UnsupportedModel(f"a sample does not fit: {error}; export again") from error
         for name, floor in self.floors.items():
             axis = channel_axis(y.shape) if (y := self.outputs.get(name)) is not None else None
-            if y is None or floor.shape != (y.shape[axis] if axis else 1,):
+            if y is None or floor.shape != (y.shape[axis] if axis else 1, 2):
                 raise UnsupportedModel(f"the noise of output {name!r} does not fit; export again")
 
 

@@ -370,7 +370,7 @@ MUTANTS = (
         "lower(model, PLAIN)",
         "races optimizer",
     ),
-    Mutant("accuracy.py", "if peak / PEAK >= broad:", "if peak / PEAK >= 0:", "rounding"),
+    Mutant("accuracy.py", "if peak >= broad:", "if peak >= 0:", "rounding"),
     Mutant(
         "rounding.py",
         "capped = np.minimum(error, 10 * np.median(seen))",

@@ -51,30 +51,35 @@ def test_each_channel_has_its_own_noise():
     exact = random(1, 3, 20, 20)
     sizes = np.array([1e-6, 1e-4, 1e-5]).reshape(3, 1, 1)
     found = noise(rounded(exact, sizes), exact)
-    np.testing.assert_allclose(found, sizes.ravel(), rtol=0.2)
+    np.testing.assert_allclose(found[:, 0], sizes.ravel(), rtol=0.2)
+    assert ((found[:, 1] > 2) & (found[:, 1] < 6)).all()
 
 
 def test_huge_elements_do_not_widen_the_noise():
     exact = random(1, 40)
     exact[0, 0] = 1234567.89  # rounded by 0.01
     found = noise(rounded(exact, 1e-6), exact)
-    assert 5e-7 < found[0] < 2e-5
+    assert 5e-7 < found[0, 0] < 2e-5
+    assert found[0, 1] < 10
 
 
 def test_exact_outputs_have_the_noise_of_one_rounding():
     exact = random(1, 2, 5, 5).astype(np.float32)
     exact[0, 1] = 0
     found = noise(exact, exact.astype(np.float64))
-    assert found[0] == pytest.approx(ULP * np.median(np.abs(exact[0, 0])))
-    assert found[1] == 0
+    assert found[0, 0] == pytest.approx(ULP * np.median(np.abs(exact[0, 0])))
+    assert found[1:].tolist() == [[0, 0]]
+    assert found[0, 1] == 0
 
 
 def test_few_elements_share_one_noise():
     outputs = [random(1, 2).astype(np.float32) * size for size in (1, 5)]
-    floors = shared([np.array([0.0]), np.array([1e-9])], outputs)
-    assert floors[0] == floors[1] >= 8 * ULP * np.sqrt(np.mean(outputs[1].astype(float) ** 2))
+    floors = shared([np.array([[0.0, 1.0]]), np.array([[1e-9, 3.0]])], outputs)
+    assert floors[0].tolist() == floors[1].tolist()
+    assert floors[0][0, 1] == 3
+    assert floors[0][0, 0] >= 8 * ULP * np.sqrt(np.mean(outputs[1].astype(float) ** 2))
     many = [random(1, ENOUGH).astype(np.float32)] * 2
-    assert shared([np.array([1.0]), np.array([2.0])], many) == [1, 2]
+    assert shared([np.array([[1.0, 0]]), np.array([[2.0, 0]])], many)[0][0, 0] == 1
 
 
 # what is done to 5 channels of 6x6, of sizes 1e4, 1, 1, 1, 1 and noise 1e-6 of each
@@ -103,13 +108,26 @@ def test_no_channels_size_hides_anothers_error(fault, passes):
 
 def test_the_limits_are_multiples_of_the_noise():
     expected = np.ones((1, 1, 10, 10), np.float32)
-    floor = np.array([1e-3])
+    floor = np.array([[1e-3, 2.0]])
     for at, (steps, limit) in enumerate(((1, PEAK), (100, TYPICAL))):
         for factor, passes in ((0.9, True), (1.1, False)):
             actual = expected.copy()
             actual.reshape(-1)[:steps] += np.float32(limit * factor * 1e-3)
             assert compare(actual, expected, "y", None, floor).passed is passes, at
     assert units(expected, expected, floor).max() == 0
+
+
+def test_what_saturates_is_judged_by_its_own_largest_error():
+    """Nearly every element is exact, as behind a softmax; a few are rounded."""
+    exact = np.ones((1, 1, 100, 100))
+    exact[0, 0, 0, :8] = 0.3
+    size = np.where(exact < 1, 1e-5, 1e-9)
+    expected, actual = (rounded(exact, size, seed) for seed in (1, 2))
+    floor = noise(expected, exact)
+    assert units(actual, expected, floor).max() > PEAK / 2
+    assert compare(actual, expected, "y", None, floor).score < 0.6
+    actual[0, 0, 0, 0] += 1e-3
+    assert not compare(actual, expected, "y", None, floor).passed
 
 
 SCALES = {
