@@ -1,0 +1,352 @@
+"""Operators that sum over channels with constant weights, as rows over the atoms that they read.
+
+A row is what one output channel multiplies each atom by. ``relu(-x)`` is written as
+``relu(x) - x`` here, so that rows over ``[relu(x), relu(-x)]`` and over ``[x, relu(x)]`` compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import onnx_ir as ir
+
+from crelu_deploy.lowerings.values import constant
+from crelu_deploy.op import Array
+from crelu_deploy.proof.constants import smallest_of, unit_of
+from crelu_deploy.proof.terms import Family, Key, Terms, Vector
+
+CHUNK = 1 << 22
+"""Weights that are compared at a time."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one operator keeps its weights.
+
+    Attributes:
+        data: The axis of the input channels in its first input, from the end.
+        out: The axis of the output channels in its output, from the end.
+        channels: How many input channels there are, from the weight's shape.
+        rows: The weight as (outputs, inputs of one group, all else).
+        inner: The extents of "all else", which are part of what the operator is.
+        defaults: Attributes that say how it computes, and what they are where left out.
+    """
+
+    data: Callable[[int, ir.Node], int]
+    out: Callable[[int], int]
+    channels: Callable[[tuple[int, ...], ir.Node], int]
+    rows: Callable[[Array, ir.Node], Array]
+    inner: Callable[[tuple[int, ...]], tuple[int, ...]]
+    defaults: Callable[[int], Mapping[str, Hashable]]
+
+
+def groups_of(node: ir.Node) -> int:
+    """Return the number of channel groups."""
+    return node.attributes.get_int("group", 1)
+
+
+def _conv_defaults(rank: int) -> dict[str, Hashable]:
+    n = rank - 2
+    return {
+        "auto_pad": "NOTSET",
+        "dilations": (1,) * n,
+        "pads": (0,) * 2 * n,
+        "strides": (1,) * n,
+    }
+
+
+def _transposed_defaults(rank: int) -> dict[str, Hashable]:
+    return {**_conv_defaults(rank), "output_padding": (0,) * (rank - 2), "output_shape": ()}
+
+
+def _transposed_rows(weight: Array, node: ir.Node) -> Array:
+    groups = groups_of(node)
+    split = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    return split.swapaxes(1, 2).reshape(-1, split.shape[1], split.shape[3])
+
+
+def _gemm_rows(weight: Array, node: ir.Node) -> Array:
+    rows = weight if node.attributes.get_int("transB", 0) else weight.T
+    return rows[:, :, None]
+
+
+def _matmul_rows(weight: Array, _: ir.Node) -> Array:
+    rows = np.moveaxis(weight, (-1, -2), (0, 1))
+    return rows.reshape(*rows.shape[:2], -1)
+
+
+KINDS: Mapping[str, Kind] = {
+    "Conv": Kind(
+        lambda rank, _: 1 - rank,
+        lambda rank: 1 - rank,
+        lambda shape, node: shape[1] * groups_of(node),
+        lambda w, _: w.reshape(*w.shape[:2], -1),
+        lambda shape: shape[2:],
+        _conv_defaults,
+    ),
+    "ConvTranspose": Kind(
+        lambda rank, _: 1 - rank,
+        lambda rank: 1 - rank,
+        lambda shape, _: shape[0],
+        _transposed_rows,
+        lambda shape: shape[2:],
+        _transposed_defaults,
+    ),
+    "Gemm": Kind(
+        lambda _, node: -2 if node.attributes.get_int("transA", 0) else -1,
+        lambda _: -1,
+        lambda shape, node: shape[1 if node.attributes.get_int("transB", 0) else 0],
+        _gemm_rows,
+        lambda _: (),
+        lambda _: {"transA": 0},
+    ),
+    "MatMul": Kind(
+        lambda *_: -1,
+        lambda _: -1,
+        lambda shape, _: shape[-2],
+        _matmul_rows,
+        lambda shape: shape[:-2],
+        lambda _: {},
+    ),
+}
+
+INTERNAL = ("group", "alpha", "beta", "transB", "kernel_shape")
+"""Attributes that say how the weights are kept, which rows do not depend on."""
+
+
+def signature(node: ir.Node, shape: tuple[int, ...]) -> Key:
+    """Return what an operator does besides its weights: its type, kernel, strides and so on."""
+    kind = KINDS[node.op_type]
+    given: dict[str, Hashable] = {
+        name: tuple(a.value) if isinstance(a.value, list | tuple) else a.value
+        for name, a in node.attributes.items()
+        if name not in INTERNAL
+    }
+    merged = {**kind.defaults(len(shape)), **given}
+    return (node.op_type, len(shape), kind.inner(shape), *sorted(merged.items()))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The atoms that rows are over.
+
+    Attributes:
+        keys: (groups, B) int64, a number for each atom and position within it; ascending where
+            there is one group; -1 for a constant 0.
+        order: (M,) which column of the weight each term is.
+        coefficients: (groups, M) what it is multiplied by.
+        starts: (B,) where the terms of each key begin.
+        sums: Whether some key has more than one term.
+    """
+
+    keys: Array
+    order: Array
+    coefficients: Array
+    starts: Array
+    sums: bool
+
+
+@dataclass(eq=False)
+class Layer:
+    """One operator with constant weights.
+
+    Attributes:
+        node: The operator.
+        what: What it does besides its weights.
+        groups: Groups of channels.
+        data: What it reads; constants are atoms or zero.
+        extents: How many input channels each entry has.
+        weight: (outputs, inputs of one group, kernel) in its own type.
+        bias: (outputs, all else) in float64; None for none.
+        factor: What the weights are multiplied by first.
+        terms: Where the atoms are.
+        base: The first of its atoms in the canonical graph.
+        entries: Its output there.
+    """
+
+    node: ir.Node
+    what: Key
+    groups: int
+    data: Vector
+    extents: Array
+    weight: Array
+    bias: Array | None
+    factor: float
+    terms: Terms
+    base: int = -1
+    entries: Vector | None = field(default=None, repr=False)
+    _columns: dict[frozenset[int] | None, Columns] = field(
+        default_factory=dict, repr=False, init=False
+    )
+
+    @property
+    def outputs(self) -> int:
+        """The number of output channels."""
+        return len(self.weight)
+
+    @cached_property
+    def unit(self) -> float:
+        """The largest relative error of one rounding to the weights' type."""
+        return unit_of(self.weight.dtype)
+
+    @cached_property
+    def smallest(self) -> float:
+        """What a rounding of a weight to zero may lose."""
+        return smallest_of(self.weight.dtype) * abs(self.factor)
+
+    @cached_property
+    def basis(self) -> frozenset[int]:
+        """The families ``relu(-x)`` that it reads without ``relu(x)``, which it is written with."""
+        families = {family.base: family for family, _ in self.terms.groups(self.data.atoms)}
+        return frozenset(
+            base for base, f in families.items() if f.parts and f.parts[0][1].base not in families
+        )
+
+    def columns(self, basis: frozenset[int] | None = frozenset()) -> Columns:
+        """Return the atoms that the rows are over.
+
+        ``relu(-x)`` is written as ``relu(x) - x``, except for a basis, where ``relu(x)`` is written
+        as ``relu(-x) + x``; with None both stay.
+        """
+        if basis not in self._columns:
+            self._columns[basis] = _columns(self, basis)
+        return self._columns[basis]
+
+    @cached_property
+    def sites(self) -> frozenset[str]:
+        """The sites whose second halves it reads."""
+        found = (family for family, _ in self.terms.groups(self.data.atoms))
+        return frozenset(family.site for family in found if family.parts and family.site)
+
+    def shifts(self) -> Array:
+        """Return the bias of every row, (outputs, all else)."""
+        return np.zeros((self.outputs, 1)) if self.bias is None else self.bias
+
+    def group(self, index: Array) -> Array:
+        """Return the groups that some rows are in."""
+        return np.asarray(index // (self.outputs // self.groups))
+
+    def chunks(self) -> Iterator[Array]:
+        """Yield the numbers of its rows, some at a time."""
+        step = max(1, CHUNK // max(1, self.weight[:1].size))
+        for start in range(0, self.outputs, step):
+            yield np.arange(start, min(start + step, self.outputs))
+
+    def rows(self, index: Array, columns: Columns) -> tuple[Array, Array]:
+        """Return some rows in float64, (n, B, kernel), and the sums of their terms' sizes."""
+        found = self.weight[index].astype(np.float64)[:, columns.order] * self.factor
+        found *= columns.coefficients[self.group(index)][:, :, None]
+        if not columns.sums or not found.shape[1]:
+            return found, np.abs(found)
+        sums = np.add.reduceat(found, columns.starts, axis=1)
+        return sums, np.add.reduceat(np.abs(found), columns.starts, axis=1)
+
+    @cached_property
+    def projection(self) -> tuple[Array, Array, Array]:
+        """Each row times random numbers that belong to the atoms, its size, and whether it is 0.
+
+        Rows over the same atoms have the same projection, whatever the order of the atoms.
+        """
+        values, sizes = np.empty(self.outputs), np.empty(self.outputs)
+        zero = np.empty(self.outputs, bool)
+        columns = self.columns()
+        random = noise(columns.keys, self.weight.shape[2])
+        with np.errstate(all="ignore"):
+            for index in self.chunks():
+                rows, size = self.rows(index, columns)
+                zero[index] = ~rows.any((1, 2))
+                rows = np.nan_to_num(rows, nan=3.0, posinf=7.0, neginf=-7.0)
+                size = np.nan_to_num(size, nan=3.0, posinf=7.0)
+                values[index] = _times(rows, random, self.group(index))
+                sizes[index] = _times(size, np.abs(random), self.group(index))
+        return values, sizes, zero
+
+
+def _times(rows: Array, random: Array, group: Array) -> Array:
+    if len(random) == 1:
+        return np.asarray(rows.reshape(len(rows), -1) @ random.ravel())
+    return np.asarray((rows * random[group]).sum((1, 2)))
+
+
+OFFSETS = 1 << 24
+"""Positions that an atom may have along the axis."""
+
+
+def _columns(layer: Layer, basis: frozenset[int] | None) -> Columns:
+    data, extents = layer.data, layer.extents
+    position = np.repeat(np.arange(len(data)), extents)
+    offset = np.arange(len(position)) - np.repeat(np.cumsum(extents) - extents, extents)
+    keys, scale = data.atoms[position] * OFFSETS + offset, data.scale[position]
+    if layer.groups > 1:
+        keys = np.where(scale == 0, -1, keys).reshape(layer.groups, -1)
+        scale, same = scale.reshape(keys.shape), np.arange(keys.shape[1])
+        return Columns(keys, same, scale, same, sums=False)
+    atoms = data.atoms[position]
+    keys, order, coefficients = _expanded(layer.terms, atoms, keys, scale, basis)
+    ascending = np.argsort(keys, kind="stable")
+    keys, order, coefficients = keys[ascending], order[ascending], coefficients[ascending]
+    unique, starts = np.unique(keys, return_index=True)
+    return Columns(unique[None], order, coefficients[None], starts, len(unique) < len(keys))
+
+
+def _expanded(
+    terms: Terms, atoms: Array, keys: Array, scale: Array, basis: frozenset[int] | None
+) -> tuple[Array, Array, Array]:
+    """Write atoms as their terms in a basis; leave out constant zeros."""
+    found = []
+    for family, at in terms.groups(atoms):
+        here = at[scale[at] != 0]
+        for coefficient, part in _terms(family, basis):
+            moved = keys[here] + (part.base - family.base) * OFFSETS
+            found.append((moved, here, coefficient * scale[here]))
+    empty = np.empty(0)
+    arrays = zip(*found, strict=True) if found else ((empty,),) * 3
+    moved, order, coefficients = (np.concatenate(list(a)) for a in arrays)
+    return moved.astype(np.int64), order.astype(np.int64), coefficients
+
+
+def _terms(family: Family, basis: frozenset[int] | None) -> tuple[tuple[float, Family], ...]:
+    own, opposite = ((1.0, family),), family.opposite
+    if basis is None or family.base in basis:
+        return own
+    if opposite is not None and opposite.base in basis:
+        return (1.0, opposite), (-opposite.parts[1][0], opposite.parts[1][1])
+    return family.parts or own
+
+
+def noise(keys: Array, kernel: int) -> Array:
+    """Return random numbers in [-1, 1) that depend on the keys only, (..., kernel)."""
+    with np.errstate(over="ignore"):
+        mixed = keys.astype(np.uint64)[..., None] * np.uint64(0x9E3779B97F4A7C15)
+        mixed = mixed + np.arange(1, kernel + 1, dtype=np.uint64) * np.uint64(0xD1B54A32D192ED03)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+        mixed ^= mixed >> np.uint64(31)
+    return np.asarray((mixed >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1)
+
+
+def read(node: ir.Node, data: Vector, extents: Array, terms: Terms, weight: Array) -> Layer:
+    """Return a layer; the weight, and the bias if any, are constants."""
+    groups, rows = groups_of(node), KINDS[node.op_type].rows(weight, node)
+    factor = node.attributes.get_float("alpha", 1.0) if node.op_type == "Gemm" else 1.0
+    bias = _bias(node, len(rows))
+    what = signature(node, weight.shape)
+    return Layer(node, what, groups, data, extents, rows, bias, factor, terms)
+
+
+def _bias(node: ir.Node, outputs: int) -> Array | None:
+    tensor = constant(bias_of(node))
+    if tensor is None:
+        return None
+    values = tensor.numpy().astype(np.float64)
+    beta = node.attributes.get_float("beta", 1.0) if node.op_type == "Gemm" else 1.0
+    values = np.broadcast_to(values, (*values.shape[:-1], outputs))
+    return np.asarray(np.moveaxis(values, -1, 0).reshape(outputs, -1) * beta)
+
+
+def bias_of(node: ir.Node) -> ir.Value | None:
+    """Return the bias that an operator reads; a MatMul has none."""
+    return node.inputs[2] if node.op_type != "MatMul" and len(node.inputs) > 2 else None
