@@ -9,9 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from crelu_deploy.lowerings.values import constant
+from crelu_deploy.proof.columns import OFFSETS
 from crelu_deploy.proof.constants import attributes_of
 from crelu_deploy.proof.explain import Question, Walks
-from crelu_deploy.proof.layers import OFFSETS, Layer
+from crelu_deploy.proof.layers import Layer
 from crelu_deploy.proof.linear import combined
 from crelu_deploy.proof.matching import aligned, match
 from crelu_deploy.proof.telling import atom, different, positions
@@ -24,8 +25,10 @@ GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 def layer(walks: Walks, asked: Question, actual: Vector) -> Question | str | None:
     """Wrong weights, strides or pads of a layer, or other channels that it reads?"""
     made, other = _layer(walks, asked), _expected_layer(walks, asked, actual)
-    if made is None or other is None:
-        return _scale(walks, asked, actual) if made is None else operator(walks, asked, actual)
+    if made is None or (made.entries is None and asked.node.op_type != "Add"):
+        return _scale(walks, asked, actual)
+    if other is None:
+        return operator(walks, asked, actual)
     if (what := _attributes(made, other)) is not None:
         return what
     if len(asked.node.inputs) and asked.node.op_type != "Add":

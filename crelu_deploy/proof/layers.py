@@ -15,8 +15,9 @@ import onnx_ir as ir
 
 from crelu_deploy.lowerings.values import constant
 from crelu_deploy.op import Array
+from crelu_deploy.proof.columns import Basis, Columns, columns_of, noise
 from crelu_deploy.proof.constants import smallest_of, unit_of
-from crelu_deploy.proof.terms import Family, Key, Terms, Vector
+from crelu_deploy.proof.terms import Key, Terms, Vector
 
 CHUNK = 1 << 22
 """Weights that are compared at a time."""
@@ -129,26 +130,6 @@ def signature(node: ir.Node, shape: tuple[int, ...]) -> Key:
     return (node.op_type, len(shape), kind.inner(shape), *sorted(merged.items()))
 
 
-@dataclass(frozen=True)
-class Columns:
-    """The atoms that rows are over.
-
-    Attributes:
-        keys: (groups, B) int64, a number for each atom and position within it; ascending where
-            there is one group; -1 for a constant 0.
-        order: (M,) which column of the weight each term is.
-        coefficients: (groups, M) what it is multiplied by.
-        starts: (B,) where the terms of each key begin.
-        sums: Whether some key has more than one term.
-    """
-
-    keys: Array
-    order: Array
-    coefficients: Array
-    starts: Array
-    sums: bool
-
-
 @dataclass(eq=False)
 class Layer:
     """One operator with constant weights.
@@ -178,9 +159,7 @@ class Layer:
     terms: Terms
     base: int = -1
     entries: Vector | None = field(default=None, repr=False)
-    _columns: dict[frozenset[int] | None, Columns] = field(
-        default_factory=dict, repr=False, init=False
-    )
+    _columns: dict[Basis | None, Columns] = field(default_factory=dict, repr=False, init=False)
 
     @property
     def outputs(self) -> int:
@@ -198,21 +177,21 @@ class Layer:
         return smallest_of(self.weight.dtype) * abs(self.factor)
 
     @cached_property
-    def basis(self) -> frozenset[int]:
-        """The families ``relu(-x)`` that it reads without ``relu(x)``, which it is written with."""
-        families = {family.base: family for family, _ in self.terms.groups(self.data.atoms)}
-        return frozenset(
-            base for base, f in families.items() if f.parts and f.parts[0][1].base not in families
-        )
+    def basis(self) -> Basis:
+        """The atoms ``relu(-x)`` that it reads without ``relu(x)``."""
+        there, found = set(self.data.atoms.tolist()), set[int]()
+        for family, at in self.terms.groups(self.data.atoms):
+            if family.parts:
+                positive = family.parts[0][1].base - family.base
+                atoms = self.data.atoms[at].tolist()
+                found.update(atom for atom in atoms if atom + positive not in there)
+        return frozenset(found)
 
-    def columns(self, basis: frozenset[int] | None = frozenset()) -> Columns:
-        """Return the atoms that the rows are over.
-
-        ``relu(-x)`` is written as ``relu(x) - x``, except for a basis, where ``relu(x)`` is written
-        as ``relu(-x) + x``; with None both stay.
-        """
+    def columns(self, basis: Basis | None = frozenset()) -> Columns:
+        """Return the atoms that the rows are over, in a basis; None for those that are read."""
         if basis not in self._columns:
-            self._columns[basis] = _columns(self, basis)
+            made = columns_of(self.terms, self.data, self.extents, self.groups, basis)
+            self._columns[basis] = made
         return self._columns[basis]
 
     @cached_property
@@ -269,63 +248,6 @@ def _times(rows: Array, random: Array, group: Array) -> Array:
     if len(random) == 1:
         return np.asarray(rows.reshape(len(rows), -1) @ random.ravel())
     return np.asarray((rows * random[group]).sum((1, 2)))
-
-
-OFFSETS = 1 << 24
-"""Positions that an atom may have along the axis."""
-
-
-def _columns(layer: Layer, basis: frozenset[int] | None) -> Columns:
-    data, extents = layer.data, layer.extents
-    position = np.repeat(np.arange(len(data)), extents)
-    offset = np.arange(len(position)) - np.repeat(np.cumsum(extents) - extents, extents)
-    keys, scale = data.atoms[position] * OFFSETS + offset, data.scale[position]
-    if layer.groups > 1:
-        keys = np.where(scale == 0, -1, keys).reshape(layer.groups, -1)
-        scale, same = scale.reshape(keys.shape), np.arange(keys.shape[1])
-        return Columns(keys, same, scale, same, sums=False)
-    atoms = data.atoms[position]
-    keys, order, coefficients = _expanded(layer.terms, atoms, keys, scale, basis)
-    ascending = np.argsort(keys, kind="stable")
-    keys, order, coefficients = keys[ascending], order[ascending], coefficients[ascending]
-    unique, starts = np.unique(keys, return_index=True)
-    return Columns(unique[None], order, coefficients[None], starts, len(unique) < len(keys))
-
-
-def _expanded(
-    terms: Terms, atoms: Array, keys: Array, scale: Array, basis: frozenset[int] | None
-) -> tuple[Array, Array, Array]:
-    """Write atoms as their terms in a basis; leave out constant zeros."""
-    found = []
-    for family, at in terms.groups(atoms):
-        here = at[scale[at] != 0]
-        for coefficient, part in _terms(family, basis):
-            moved = keys[here] + (part.base - family.base) * OFFSETS
-            found.append((moved, here, coefficient * scale[here]))
-    empty = np.empty(0)
-    arrays = zip(*found, strict=True) if found else ((empty,),) * 3
-    moved, order, coefficients = (np.concatenate(list(a)) for a in arrays)
-    return moved.astype(np.int64), order.astype(np.int64), coefficients
-
-
-def _terms(family: Family, basis: frozenset[int] | None) -> tuple[tuple[float, Family], ...]:
-    own, opposite = ((1.0, family),), family.opposite
-    if basis is None or family.base in basis:
-        return own
-    if opposite is not None and opposite.base in basis:
-        return (1.0, opposite), (-opposite.parts[1][0], opposite.parts[1][1])
-    return family.parts or own
-
-
-def noise(keys: Array, kernel: int) -> Array:
-    """Return random numbers in [-1, 1) that depend on the keys only, (..., kernel)."""
-    with np.errstate(over="ignore"):
-        mixed = keys.astype(np.uint64)[..., None] * np.uint64(0x9E3779B97F4A7C15)
-        mixed = mixed + np.arange(1, kernel + 1, dtype=np.uint64) * np.uint64(0xD1B54A32D192ED03)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-        mixed ^= mixed >> np.uint64(31)
-    return np.asarray((mixed >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1)
 
 
 def read(node: ir.Node, data: Vector, extents: Array, terms: Terms, weight: Array) -> Layer:

@@ -66,7 +66,12 @@ def _scaled(walk: Walk, node: ir.Node, data: Vector, copies: int) -> Vector:
     shift = np.zeros(len(scale)) if bias is None else bias.numpy().astype(np.float64)
     every = np.arange(len(data)).repeat(copies)
     channels = vector(data.axis, data.atoms[every], data.scale[every], data.shift[every])
-    return affine(walk, channels, scale, shift, weight.dtype)
+    found = affine(walk, channels, scale, shift, weight.dtype)
+    if not walk.lowered:
+        return found
+    given = signed(walk.terms, data, constants=True)
+    made = read(node, given, np.ones(len(data), int), walk.terms, weight.numpy())
+    return replace(found, layer=made)  # it may be a part of a sum
 
 
 def _summed(

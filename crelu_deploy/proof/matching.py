@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from crelu_deploy.op import Array
+from crelu_deploy.proof.columns import Basis
 from crelu_deploy.proof.constants import Numbers, cast
 from crelu_deploy.proof.layers import CHUNK, Layer
 from crelu_deploy.proof.terms import Key, Terms
@@ -215,7 +216,7 @@ def levels(
     index: Array,
     rows: Rows,
     numbers: Numbers,
-    basis: frozenset[int] | None = None,
+    basis: Basis | None = None,
 ) -> Array:
     """Return how many roundings rows are apart from those proposed: 0, 1, 2, or 9 for more.
 
@@ -248,9 +249,7 @@ def _levels(
     return found
 
 
-def aligned(
-    layer: Layer, other: Layer, index: Array, row: Array, basis: frozenset[int] | None
-) -> Pair:
+def aligned(layer: Layer, other: Layer, index: Array, row: Array, basis: Basis | None) -> Pair:
     """Return rows of a lowered and a canonical layer over the same atoms."""
     first, second = layer.columns(basis), other.columns(basis)
     got, _ = layer.rows(index, first)

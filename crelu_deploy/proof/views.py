@@ -157,7 +157,8 @@ def _opened(terms: Terms, family: Family, axis: int) -> Vector:
         return vector(axis, inner.atoms, inner.scale * scale, shift)
     if family.size == 1 and source is not None and family.elementwise:
         inner = _opened(terms, source, axis)
-        return again(terms, replace(inner, scale=inner.scale * family.sign), family)
+        signs = vector(axis, inner.atoms, inner.scale * family.sign, inner.shift * family.sign)
+        return again(terms, signs, family)
     extent = family.dims[axis] if family.dims is not None and axis < 0 else None
     if family.size > 1 or not isinstance(extent, int) or extent == 1:
         return replace(single, axis=axis)
