@@ -96,7 +96,10 @@ def _is_site(entry: dict[str, Any]) -> bool:
 def _is_target(entry: dict[str, Any]) -> bool:
     counts = entry.get("layers", {}).values()
     told = all(_texts(entry[key]) for key in ("lowerings", "reasons"))
-    return told and all(type(count) is int for count in counts)
+    proof = entry.get("proof", {"sites": {}, "faults": [], "open": ""})
+    proved = _texts(proof["sites"]) and all(isinstance(text, str) for text in proof["faults"])
+    proved = proved and isinstance(proof["open"], str)
+    return told and proved and all(type(count) is int for count in counts)
 
 
 def _is_input(entry: dict[str, Any]) -> bool:

@@ -101,7 +101,7 @@ def optimize(
     limits: options.Limits,
     output: Output,
 ) -> int:
-    """Lower the CReLUs of any ONNX file, and check the result against it on random inputs."""
+    """Lower the CReLUs of any ONNX file, prove the result, and compare it on random inputs."""
     from crelu_deploy import optimizer
 
     with output:
@@ -139,7 +139,7 @@ def build(
     with output:
         settings = running.options(trust=trust)
         done = pipeline.build(bundle, targets or ("ort-cpu",), settings, progress=output.progress)
-        output.result(stages.builds_json(done), stages.builds_table(done))
+        output.result(stages.builds_json(done), *stages.builds_parts(done))
     return verdict({str(b.target): b.error for b in done if b.error}, len(done))
 
 
@@ -162,7 +162,7 @@ def verify(
     limits: options.Limits,
     output: Output,
 ) -> int:
-    """Compare targets of a bundle with PyTorch's recorded outputs; every built one by default."""
+    """Prove targets of a bundle, and compare them with PyTorch; every built one by default."""
     from crelu_deploy import pipeline
 
     with output:
@@ -173,12 +173,12 @@ def verify(
             opened, targets, settings, tolerance=tolerance, progress=output.progress
         )
         data = stages.verifications_json(found)
-        parts: list[object] = [stages.verifications_table(found, len(opened.samples))]
+        parts: list[object] = [*stages.verifications_parts(found, len(opened.samples))]
         if locate:
             data["located"], more = look_into(opened, found, settings, tolerance, reproduce, output)
             parts += more
         output.result(data, *parts)
-    return verdict({str(v.target): v.error for v in found if not v.passed}, len(found))
+    return verdict({str(v.target): v.why for v in found if not v.passed}, len(found))
 
 
 @cli.command(epilog="Example: crelu bench faceboxes.crelu -t ort-cpu --batch 1,8")
@@ -214,7 +214,7 @@ def bench(
         more, parts = finish(opened, found, settings, measuring, limits.tolerance, output)
         data = {**stages.benchmark_json(found), **more}
         output.result(data, stages.benchmark_table(found), *parts)
-    failed = {str(v.target): v.error for v in found.verifications if not v.passed}
+    failed = {str(v.target): v.why for v in found.verifications if not v.passed}
     return verdict({**failed, **found.refused}, len(found.verifications))
 
 

@@ -9,46 +9,50 @@ import numpy as np
 import onnx_ir as ir
 
 from crelu_deploy.lowerings.values import constant
-from crelu_deploy.proof.columns import OFFSETS
+from crelu_deploy.proof.columns import OFFSETS, Basis
 from crelu_deploy.proof.constants import attributes_of
-from crelu_deploy.proof.explain import Question, Walks
+from crelu_deploy.proof.explain import Answer, Question, Told, Walks, site_of
 from crelu_deploy.proof.layers import Layer
-from crelu_deploy.proof.linear import combined
 from crelu_deploy.proof.matching import aligned, match
 from crelu_deploy.proof.telling import atom, different, positions
-from crelu_deploy.proof.terms import Vector, vector
+from crelu_deploy.proof.terms import Family, Vector, vector
 from crelu_deploy.proof.views import whole
 
 GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
-def layer(walks: Walks, asked: Question, actual: Vector) -> Question | str | None:
+def layer(walks: Walks, asked: Question, actual: Vector) -> Answer:
     """Wrong weights, strides or pads of a layer, or other channels that it reads?"""
-    made, other = _layer(walks, asked), _expected_layer(walks, asked, actual)
+    made = walks.lowered.read(asked.value).layer
+    other = _expected_layer(walks, asked, actual)
     if made is None or (made.entries is None and asked.node.op_type != "Add"):
         return _scale(walks, asked, actual)
     if other is None:
         return operator(walks, asked, actual)
     if (what := _attributes(made, other)) is not None:
-        return what
-    if len(asked.node.inputs) and asked.node.op_type != "Add":
-        for data in _guesses(made, other):
-            if match(
-                replace(made, data=data), walks.lowered.register, walks.lowered.numbers
-            ).complete:
-                value = asked.node.inputs[0]
-                assert value is not None, "a layer reads data"
-                return Question(value, data, asked.site)
-    return _weights(walks, made, other, asked.expected, actual)
+        return Told(what)
+    found = _other_data(walks, asked, made, other)
+    told = found or _weights(walks, made, other, asked.expected, actual)
+    split = asked.node.op_type == "Add" and isinstance(told, Told) and not told.site
+    return Told(told.text, min(other.sites, default="")) if split else told
 
 
-def _layer(walks: Walks, asked: Question) -> Layer | None:
-    """Return the layer of a node, or of the two that it adds."""
-    if asked.node.op_type != "Add":
-        return walks.lowered.read(asked.value).layer
-    layers = [walks.lowered.read(v).layer for v in asked.node.inputs if v is not None]
-    one, two = layers
-    return None if one is None or two is None else combined(one, two)
+def _other_data(walks: Walks, asked: Question, made: Layer, other: Layer) -> Question | None:
+    """Return the question for what is read, where the weights fit what should be read."""
+    inputs = [asked.node.inputs[0]]
+    if asked.node.op_type == "Add":
+        nodes = [v.producer() for v in asked.node.inputs if v is not None]
+        inputs = [node.inputs[0] for node in nodes if node is not None]
+    for data in _guesses(made, other):
+        guess, part = replace(made, data=data), len(data) // len(inputs)
+        if not match(guess, walks.lowered.register, walks.lowered.numbers).complete:
+            continue
+        for number, value in enumerate(inputs):
+            at = slice(number * part, (number + 1) * part)
+            meant = vector(data.axis, data.atoms[at], data.scale[at], data.shift[at])
+            if value is not None and walks.wrong(value, meant):
+                return Question(value, meant, asked.site)
+    return None
 
 
 def _expected_layer(walks: Walks, asked: Question, actual: Vector) -> Layer | None:
@@ -59,7 +63,7 @@ def _expected_layer(walks: Walks, asked: Question, actual: Vector) -> Layer | No
     return None
 
 
-def _scale(walks: Walks, asked: Question, actual: Vector) -> Question | str | None:
+def _scale(walks: Walks, asked: Question, actual: Vector) -> Answer:
     """A convolution that only multiplies each channel."""
     value, wanted = asked.node.inputs[0], asked.expected
     given = None if value is None else walks.seen(value, wanted)
@@ -92,27 +96,65 @@ def _guesses(made: Layer, other: Layer) -> Iterator[Vector]:
     data = made.data
     if len(data) == len(other.data):
         yield other.data
+    yield from _complemented(made, other)
     half = len(data) // 2
     yield vector(data.axis, *(np.roll(a, half) for a in (data.atoms, data.scale, data.shift)))
-    known = set(other.columns().keys.ravel().tolist())
-    foreign = [i for i, a in enumerate(data.atoms.tolist()) if not _known(made, a, known)]
-    own = {int(k) // OFFSETS for k in made.columns().keys.ravel()}
-    missing = sorted({k // OFFSETS for k in known if k >= 0} - own)
-    if foreign and len(foreign) == len(missing):
-        atoms, scale = data.atoms.copy(), data.scale.copy()
-        atoms[foreign], scale[foreign] = missing, 1
-        yield vector(data.axis, atoms, scale)
+    yield _substituted(made, other)
 
 
-def _known(made: Layer, number: int, known: set[int]) -> bool:
-    family = made.terms.of(number)
-    parts = [part for _, part in family.parts] or [family]
-    return all((number - family.base + part.base) * OFFSETS in known for part in parts)
+def _complemented(made: Layer, other: Layer) -> Iterator[Vector]:
+    """Yield ``[x, relu(x)]`` where the canonical layer reads ``[relu(x), relu(-x)]``."""
+    data, half = other.data, len(other.data) // 2
+    atoms, scale = data.atoms[:half].copy(), data.scale[:half].copy()
+    for family, at in made.terms.groups(data.atoms[:half]):
+        if family.source is None:
+            return
+        atoms[at] += family.source.base - family.base
+        scale[at] *= family.sign
+    if len(made.data) == 2 * half:
+        joined = np.concatenate([atoms, data.atoms[:half]])
+        yield vector(data.axis, joined, np.concatenate([scale, data.scale[:half]]))
+
+
+def _substituted(made: Layer, other: Layer) -> Vector:
+    """Put what the canonical layer reads in the place of what only the lowered graph has."""
+    terms, data = made.terms, made.data
+    atoms, scale, shift = data.atoms.copy(), data.scale.copy(), data.shift.copy()
+    families = {f.base: f for f, _ in terms.groups(other.data.atoms)}
+    for family in list(families.values()):
+        near = [part for _, part in family.parts] + [family.opposite]
+        families |= {f.base: f for f in near if f is not None}
+    for family, at in terms.groups(data.atoms):
+        meant = max(families.values(), key=lambda one: _likeness(family, one))
+        index = data.atoms[at] - family.base
+        if terms.is_new(family) and _likeness(family, meant) > 0 and (index < meant.size).all():
+            atoms[at], scale[at], shift[at] = meant.base + index, np.sign(scale[at]), 0
+    return vector(data.axis, atoms, scale, shift)
+
+
+def _likeness(new: Family, meant: Family) -> int:
+    """Return how likely a family is meant by one that only the lowered graph has."""
+    if new.source is meant:
+        return 4
+    same = new.kind == meant.kind and new.sign == meant.sign
+    if new.kind == "each" and new.source is meant.source:
+        return 3 * same
+    paths = [_path(one) for one in (new, meant)]
+    return 2 if paths[0] == paths[1] else int(same and new.what == meant.what)
+
+
+def _path(family: Family) -> list[tuple[object, ...]]:
+    """Return the operators that a family was made with, from the last to the first."""
+    found, one = list[tuple[object, ...]](), family
+    while one.kind == "each" and one.source is not None:
+        found.append((one.what, one.sign))
+        one = one.source
+    return [*found, (one.kind,)]
 
 
 def _weights(
     walks: Walks, made: Layer, other: Layer, expected: Vector, actual: Vector
-) -> str | None:
+) -> Told | None:
     """Say which weight or bias of which output channel is wrong."""
     at = different(expected, actual)
     at = at[[walks.terms.of(int(n)).layer is other for n in expected.atoms[at]]]
@@ -121,27 +163,36 @@ def _weights(
     first, row = at[:1], expected.atoms[at[:1]] - other.base
     scale, shift = float(expected.scale[first[0]]), float(expected.shift[first[0]])
     where = f"output channel {positions(at)}: "
-    bias = made.shifts()[first[0]].ravel(), (other.shifts()[row[0]] * scale + shift).ravel()
     basis = None if made.data.key() == other.data.key() else made.basis
     got, wanted, _ = aligned(made, other, first, row, basis)
-    wanted = wanted * scale
-    wrong = np.argwhere(~np.isclose(got[0], wanted[0], rtol=4 * made.unit, atol=0))
-    if not len(wrong):
-        wrong = np.argwhere(got[0] != wanted[0])
-    if len(wrong):
-        column, kernel = wrong[0]
-        both = [one.columns(basis) for one in (made, other)]
-        keys = np.union1d(both[0].keys[0], both[1].keys[0])
-        keys = keys if made.groups == 1 else both[0].keys[made.group(first)[0]]
-        name = atom(walks.terms, int(keys[column]) // OFFSETS)
-        numbers = f"expected {wanted[0, column, kernel]:.9g}, got {got[0, column, kernel]:.9g}"
-        return f"{where}weight of {name} at {kernel} {numbers} ({len(wrong)} of them differ)"
-    if (bias[0] != bias[1]).any():
-        return f"{where}bias expected {bias[1][0]:.9g}, got {bias[0][0]:.9g}"
+    bias = (other.shifts()[row[0]] * scale + shift).ravel(), made.shifts()[first[0]].ravel()
+    for limit in (4 * made.unit, 0.0):
+        wrong = np.argwhere(~np.isclose(got[0], wanted[0] * scale, rtol=limit, atol=0))
+        if len(wrong):
+            name, site = _column(walks, made, other, basis, int(first[0]), int(wrong[0][0]))
+            cell = (0, *wrong[0])
+            numbers = f"expected {wanted[cell] * scale:.9g}, got {got[cell]:.9g}"
+            many = f"({len(wrong)} of them differ)"
+            return Told(f"{where}weight of {name} at {wrong[0][1]} {numbers} {many}", site)
+        if not np.isclose(*bias, rtol=limit, atol=0).all() and made.node.op_type != "MatMul":
+            return Told(f"{where}bias expected {bias[0][0]:.9g}, got {bias[1][0]:.9g}")
     return None
 
 
-def operator(walks: Walks, asked: Question, _: Vector) -> Question | str | None:
+def _column(
+    walks: Walks, made: Layer, other: Layer, basis: Basis | None, row: int, column: int
+) -> tuple[str, str]:
+    """Return the name of what a weight multiplies, and its site where the weight was rewritten."""
+    both = [one.columns(basis).keys for one in (made, other)]
+    group = int(made.group(np.array([row]))[0])
+    keys = np.union1d(both[0][0], both[1][0]) if made.groups == 1 else both[0][group]
+    number = int(keys[column]) // OFFSETS
+    rewritten = basis is not None and bool(other.sites)
+    site = site_of(walks.terms, number) or min(other.sites, default="")
+    return atom(walks.terms, number), site if rewritten else ""
+
+
+def operator(walks: Walks, asked: Question, _: Vector) -> Answer:
     """Another operator, other attributes or other operands?"""
     node, single = asked.node, whole(walks.terms, asked.expected)
     family = walks.terms.lead(single)
@@ -149,16 +200,16 @@ def operator(walks: Walks, asked: Question, _: Vector) -> Question | str | None:
     if family.kind != "op" or other is None or single.scale[0] != 1:
         return None
     if (other.domain, other.op_type) != (node.domain, node.op_type):
-        return f"expected {other.op_type}, got {node.op_type}"
+        return Told(f"expected {other.op_type}, got {node.op_type}")
     if (what := _other_attributes(walks, node, other)) is not None:
-        return what
+        return Told(what)
     for value, expected in zip(node.inputs, family.inputs, strict=False):
         if value is None or expected is None:
             if (value is None) != (expected is None):
-                return "another number of operands than expected"
+                return Told("another number of operands than expected")
         elif constant(value) is not None:
             if walks.lowered.read(value).key() != expected.key():
-                return f"another constant {value.name!r} than expected"
+                return Told(f"another constant {value.name!r} than expected")
         elif walks.wrong(value, expected):
             return Question(value, expected, asked.site)
     return _inner(walks, node, other, asked.site)
@@ -173,7 +224,7 @@ def _other_attributes(walks: Walks, node: ir.Node, other: ir.Node) -> str | None
     return None
 
 
-def _inner(walks: Walks, node: ir.Node, other: ir.Node, at: str) -> Question | str | None:
+def _inner(walks: Walks, node: ir.Node, other: ir.Node, at: str) -> Answer:
     """Compare the graphs in two nodes' attributes."""
     for name, attribute in other.attributes.items():
         if attribute.type != ir.AttributeType.GRAPH:
@@ -186,7 +237,7 @@ def _inner(walks: Walks, node: ir.Node, other: ir.Node, at: str) -> Question | s
     return None
 
 
-def site(walks: Walks, asked: Question, _: Vector) -> Question | str | None:
+def site(walks: Walks, asked: Question, _: Vector) -> Answer:
     """A canonical node: does it read what the one of its name reads?"""
     node = asked.node
     name = walks.lowered.names.get(node)
@@ -197,7 +248,7 @@ def site(walks: Walks, asked: Question, _: Vector) -> Question | str | None:
         other.op_type,
         other.attributes["axis"].value,
     ):
-        return (
+        return Told(
             f"expected {other.op_type} on axis {other.attributes['axis'].value}, "
             f"got {node.op_type} on axis {node.attributes['axis'].value}"
         )

@@ -84,11 +84,19 @@ class Walks:
         return actual is None or bool(len(different(actual, expected)))
 
 
-Follow = Callable[[Walks, Question, Vector], Question | str | None]
-"""From a question and what the value is to the next question, or to what is wrong with the node.
+@dataclass(frozen=True)
+class Told:
+    """What is wrong with a node, and the site that it belongs to; empty for the one passed last."""
 
-None where the entries that differ say it best.
-"""
+    text: str
+    site: str = ""
+
+
+Answer = Question | Told | None
+"""The next question, or what is wrong; None where the entries that differ say it best."""
+
+Follow = Callable[[Walks, Question, Vector], Answer]
+"""From a question, and what the value is, to the answer."""
 
 
 def fault_behind(
@@ -98,41 +106,43 @@ def fault_behind(
     asked = Question(value, expected, "")
     while True:
         found = _answer(walks, asked, rules)
-        if isinstance(found, str):
+        if isinstance(found, Told):
             node = asked.value.producer()
             where = describe(node) or f"value {asked.value.name!r}"
-            return Fault(asked.site, f"{where}: {found}", asked.value, asked.expected)
+            text, site = f"{where}: {found.text}", found.site or asked.site
+            return Fault(site, text, asked.value, asked.expected)
         asked = found
 
 
 def _answer(
     walks: Walks, asked: Question, rules: Callable[[ir.Node], Follow | None]
-) -> Question | str:
+) -> Question | Told:
     node, axis = asked.value.producer(), walks.lowered.read(asked.value).axis
     if asked.expected.axis is None and axis is not None:
         asked = replace(asked, expected=along(walks.terms, asked.expected, axis))
     asked = replace(asked, expected=unfolded(walks.terms, asked.expected))
     actual = walks.seen(asked.value, asked.expected)
     if node is None:
-        return "another input or constant than expected"
+        return Told("another input or constant than expected")
     if actual is None:
-        return _sizes(walks, asked)
-    asked = replace(asked, site=_site(walks.terms, asked.expected, actual) or asked.site)
+        return Told(_sizes(walks, asked))
+    at = different(asked.expected, actual)
+    here = site_of(walks.terms, int(asked.expected.atoms[at[0]])) if len(at) else ""
+    asked = replace(asked, site=here or asked.site)
     rule = rules(node)
     found = None if rule is None else rule(walks, asked, actual)
     if isinstance(found, Question):
         return replace(found, site=found.site or asked.site)
-    return _entries(walks.terms, asked.expected, actual) if found is None else found
+    return found or Told(_entries(walks.terms, asked.expected, actual))
 
 
-def _site(terms: Terms, expected: Vector, actual: Vector) -> str:
-    """Return the site that an entry which differs belongs to."""
-    for number in expected.atoms[different(expected, actual)][:1]:
-        family: Family | None = terms.of(int(number))
-        while family is not None:
-            if family.site:
-                return family.site
-            family = family.source
+def site_of(terms: Terms, atom: int) -> str:
+    """Return the site that an atom belongs to; empty for none."""
+    family: Family | None = terms.of(atom)
+    while family is not None:
+        if family.site:
+            return family.site
+        family = family.source
     return ""
 
 
@@ -146,6 +156,8 @@ def _sizes(walks: Walks, asked: Question) -> str:
 
 def _entries(terms: Terms, expected: Vector, actual: Vector) -> str:
     at = different(expected, actual)
+    if not len(at):
+        return "it reads and computes what is expected, but not where it is expected"
     first = int(at[0])
     return (
         f"channel {positions(at)}: expected {entry(terms, expected, first)}, "

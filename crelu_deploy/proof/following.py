@@ -10,7 +10,7 @@ import onnx_ir as ir
 from crelu_deploy.lowerings.values import constant
 from crelu_deploy.op import DOMAIN
 from crelu_deploy.proof.differences import layer, operator, site
-from crelu_deploy.proof.explain import Follow, Question, Walks
+from crelu_deploy.proof.explain import Answer, Follow, Question, Told, Walks
 from crelu_deploy.proof.layers import KINDS
 from crelu_deploy.proof.pointwise import APPLY
 from crelu_deploy.proof.telling import different
@@ -69,7 +69,7 @@ def _arrays(value: Vector) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return value.atoms, value.scale, value.shift
 
 
-def _gather(walks: Walks, asked: Question, actual: Vector) -> Question | str | None:
+def _gather(walks: Walks, asked: Question, actual: Vector) -> Answer:
     """Is what is expected somewhere else in what is picked from?"""
     tensor, value, wanted = constant(asked.node.inputs[1]), asked.node.inputs[0], asked.expected
     if tensor is None or value is None or wanted.axis is None or len(tensor.shape) != 1:
@@ -85,7 +85,7 @@ def _gather(walks: Walks, asked: Question, actual: Vector) -> Question | str | N
     return _into(walks, asked, vector(wanted.axis, *arrays))
 
 
-def _each(walks: Walks, asked: Question, actual: Vector) -> Question | str | None:
+def _each(walks: Walks, asked: Question, actual: Vector) -> Answer:
     """What is expected of an operator on each entry says what it should have read."""
     whats = {f.what for f, _ in walks.terms.groups(actual.atoms) if f.kind == "each"}
     wanted, value = asked.expected, asked.node.inputs[0]
@@ -102,24 +102,26 @@ def _each(walks: Walks, asked: Question, actual: Vector) -> Question | str | Non
     return _into(walks, asked, vector(walks.lowered.read(value).axis, atoms, scale))
 
 
-def _cast(walks: Walks, asked: Question, actual: Vector) -> Question | str | None:
+def _cast(walks: Walks, asked: Question, actual: Vector) -> Answer:
     """Into or out of a reduced type it is the value itself."""
     value = asked.node.inputs[0]
     same = value is not None and walks.lowered.read(value).key() == actual.key()
     return _same(walks, asked, actual) if same else _each(walks, asked, actual)
 
 
-def _attributes(whats: set[tuple[object, ...]], family: Family) -> str | None:
+def _attributes(whats: set[tuple[object, ...]], family: Family) -> Told | None:
     """Say which operator was expected where one like it was found."""
     other = next((w for w in whats if w[:1] == family.what[:1]), None)
-    return None if other is None else f"expected {_written(family.what)}, got {_written(other)}"
+    if other is None:
+        return None
+    return Told(f"expected {_written(family.what)}, got {_written(other)}")
 
 
 def _written(what: tuple[object, ...]) -> str:
     return f"{what[0]} with {', '.join(map(str, what[1:])) or 'no attributes'}"
 
 
-def _pool(walks: Walks, asked: Question, actual: Vector) -> Question | str | None:
+def _pool(walks: Walks, asked: Question, actual: Vector) -> Answer:
     """``max(f(x))`` is written as ``f(max(x))``."""
     atoms, value = asked.expected.atoms.copy(), asked.node.inputs[0]
     kind = asked.node.op_type
@@ -137,7 +139,7 @@ def _pool(walks: Walks, asked: Question, actual: Vector) -> Question | str | Non
     return _into(walks, asked, vector(axis, atoms))
 
 
-def _arithmetic(walks: Walks, asked: Question, actual: Vector) -> Question | str | None:
+def _arithmetic(walks: Walks, asked: Question, actual: Vector) -> Answer:
     """A wrong scale or shift, or another operand?"""
     node, wanted = asked.node, asked.expected
     values = [v for v in node.inputs[:2] if v is not None]

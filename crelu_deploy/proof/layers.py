@@ -145,7 +145,8 @@ class Layer:
         factor: What the weights are multiplied by first.
         terms: Where the atoms are.
         base: The first of its atoms in the canonical graph.
-        entries: Its output there.
+        entries: Its output; of a lowered layer, what its rows were found to be.
+        roundings: Site -> how many roundings the rows are apart from those found.
     """
 
     node: ir.Node
@@ -159,6 +160,7 @@ class Layer:
     terms: Terms
     base: int = -1
     entries: Vector | None = field(default=None, repr=False)
+    roundings: Mapping[str, int] = field(default_factory=dict, repr=False)
     _columns: dict[Basis | None, Columns] = field(default_factory=dict, repr=False, init=False)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,7 @@ def _summed(
     key = ("layer", made.what, made.groups, data.key(), digests, given)
     known = walk.terms.find(key)
     if known is not None and known.layer is not None and known.layer.entries is not None:
+        _note(walk, known.layer.roundings)
         return known.layer.entries
     return _named(walk, key, made) if walk.lowered else _noted(walk, key, made)
 
@@ -157,8 +159,8 @@ def _named(walk: Walk, key: Key, made: Layer) -> Vector:
     """Return the rows of a lowered layer as those of the canonical graph."""
     found = match(made, walk.register, walk.numbers)
     dims, dtype, axis = _family_shape(walk, made)
-    for site, roundings in found.roundings.items():
-        walk.note(site, roundings)
+    _note(walk, found.roundings)
+    made.roundings = found.roundings
     unknown = found.atoms < 0
     if unknown.any():
         more = {"node": made.node, "layer": made, "what": made.what, "unit": axis}
@@ -166,6 +168,11 @@ def _named(walk: Walk, key: Key, made: Layer) -> Vector:
         found.atoms[unknown] = family.members[unknown]
     made.entries = replace(vector(axis, found.atoms, found.scale, found.shift), layer=made)
     return made.entries
+
+
+def _note(walk: Walk, roundings: Mapping[str, int]) -> None:
+    for site, count in roundings.items():
+        walk.note(site, count)
 
 
 def combined(one: Layer, two: Layer) -> Layer | None:
@@ -186,15 +193,21 @@ def combined(one: Layer, two: Layer) -> Layer | None:
 
 
 def summed(walk: Walk, one: Vector, two: Vector) -> Vector | None:
-    """Return the sum of two layers of the lowered graph where it is one of the canonical graph."""
+    """Return the sum of two layers that are none of the canonical graph, as one layer."""
     if one.layer is None or two.layer is None or one.axis != two.axis:
         return None
     made = combined(one.layer, two.layer)
     if made is None:
         return None
     found = match(made, walk.register, walk.numbers)
-    if not found.complete:
+    new = [any(walk.terms.is_new(f) for f, _ in walk.terms.groups(v.atoms)) for v in (one, two)]
+    if not found.complete and not all(new):
         return None
-    for site, roundings in found.roundings.items():
-        walk.note(site, roundings)
-    return vector(one.axis, found.atoms, found.scale, found.shift)
+    _note(walk, found.roundings)
+    if not found.complete:
+        family = walk.terms.lead(one)
+        more = {"node": made.node, "layer": made, "what": made.what, "unit": one.axis}
+        key = ("sum", one.key(), two.key())
+        sums = walk.terms.family(key, "layer", made.outputs, family.dims, family.dtype, **more)
+        found.atoms[found.atoms < 0] = sums.members[found.atoms < 0]
+    return replace(vector(one.axis, found.atoms, found.scale, found.shift), layer=made)

@@ -14,9 +14,12 @@ from crelu_deploy.proof.following import rule_of
 from crelu_deploy.proof.interface import differences
 from crelu_deploy.proof.matching import Register
 from crelu_deploy.proof.telling import different
-from crelu_deploy.proof.terms import Terms
+from crelu_deploy.proof.terms import Terms, Vector
 from crelu_deploy.proof.views import whole
 from crelu_deploy.proof.walk import Walk
+
+_UNREADABLE = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
+"""What reading a graph that no runtime could run ends in."""
 
 MOST = 8
 """Faults that are looked for; each is taken for mended to find the next."""
@@ -89,7 +92,13 @@ def prove(canonical: ir.Model, lowered: ir.Model, reduced: ir.DataType | None = 
         return Proof(dict.fromkeys(names.values(), SiteProof(judged=False)), (*faults, str(error)))
     for one, two in scoped:
         judged = _Judged(canonical, lowered, reduced)
-        finished &= judged.compare(one, two, found)
+        try:
+            finished &= judged.compare(one, two, found)
+        except _UNREADABLE as error:
+            why = f"it cannot be followed: {type(error).__name__} {error}"
+            if judged.canonical is None:
+                return Proof(open=f"the network itself: {why}")
+            faults, finished = [*faults, f"outside the sites: {why}"], False
         roundings |= judged.roundings
     texts = {fault.site: fault.text for fault in reversed(found)}
     sites = {
@@ -125,12 +134,13 @@ class _Judged:
         self._terms, self._numbers = Terms(), Numbers(reduced)
         self._register = Register(self._terms)
         self.roundings: dict[str, int] = {}
+        self.canonical: Walk | None = None
 
     def compare(self, one: Body, two: Body, found: list[Fault]) -> bool:
         """Add the faults; return whether all were found."""
-        canonical = self._read(one, 0)
+        canonical = self.canonical = self._read(one, 0, {})
         self._terms.freeze()
-        mended: dict[ir.Value, object] = {}
+        mended: dict[ir.Value, Vector] = {}
         for _ in range(MOST + 1):
             lowered = self._read(two, 1, mended)
             self.roundings = lowered.roundings
@@ -143,9 +153,9 @@ class _Judged:
             mended[fault.value] = fault.expected
         return False
 
-    def _read(self, graph: Body, which: int, mended: Mapping[ir.Value, object] = {}) -> Walk:
+    def _read(self, graph: Body, which: int, mended: Mapping[ir.Value, Vector]) -> Walk:
         walk = Walk(self._terms, self._numbers, self._register, self._names[which])
-        walk.mended.update(mended)  # type: ignore[arg-type]
+        walk.mended.update(mended)
         for i, value in enumerate(graph.inputs):
             walk.formal(value, i)
         walk.graph(graph)

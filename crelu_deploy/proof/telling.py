@@ -45,7 +45,7 @@ def _name(family: Family) -> str:
     if family.vector is not None:
         return f"{len(family.vector)} joined"
     if family.node is None:
-        return "an input or constant"
+        return str(family.what[0]) if family.what else "a constant"
     return family.node.name or describe(family.node)
 
 

@@ -79,7 +79,8 @@ class Walk:
 
     def formal(self, value: ir.Value, key: Hashable) -> None:
         """Give an input of a graph a term of its own."""
-        made = self.terms.family(("formal", key), "op", 1, dims_of(value), value.dtype)
+        more = {"what": (value.name,)}
+        made = self.terms.family(("formal", key), "op", 1, dims_of(value), value.dtype, **more)
         self.values[value] = vector(None, made.members)
 
     def graph(self, graph: ir.Graph | ir.Function) -> None:
