@@ -32,9 +32,11 @@ def layer(walks: Walks, asked: Question, actual: Vector) -> Answer:
     if (what := _attributes(made, other)) is not None:
         return Told(what)
     found = _other_data(walks, asked, made, other)
-    told = found or _weights(walks, made, other, asked.expected, actual)
-    split = asked.node.op_type == "Add" and isinstance(told, Told) and not told.site
-    return Told(told.text, min(other.sites, default="")) if split else told
+    if found is not None:
+        return found
+    told = _weights(walks, made, other, asked.expected, actual)
+    split = asked.node.op_type == "Add" and told is not None and not told.site
+    return replace(told, site=min(other.sites, default="")) if split and told else told
 
 
 def _other_data(walks: Walks, asked: Question, made: Layer, other: Layer) -> Question | None:

@@ -152,10 +152,15 @@ def _arithmetic(walks: Walks, asked: Question, actual: Vector) -> Answer:
     given = walks.seen(values[index], wanted)
     if given is None:
         return None
-    other = different(vector(None, given.atoms), vector(None, wanted.atoms))
-    if not len(other):
+    if len(different(vector(None, given.atoms), vector(None, wanted.atoms))):
+        meant = vector(wanted.axis, wanted.atoms, given.scale, given.shift)
+        return _into(walks, asked, meant, index)
+    if node.op_type not in ("Add", "Sub") or (actual.scale == wanted.scale).all():
         return None
-    return _into(walks, asked, vector(wanted.axis, wanted.atoms, given.scale, given.shift), index)
+    shift = np.where(actual.scale == wanted.scale, wanted.shift + given.shift - actual.shift, 0)
+    sign = np.where(given.scale == actual.scale, 1, -1)
+    meant = vector(wanted.axis, wanted.atoms, wanted.scale * sign, shift * sign)
+    return _into(walks, asked, meant, index)
 
 
 RULES: Mapping[str, Follow] = {

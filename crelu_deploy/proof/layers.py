@@ -17,6 +17,7 @@ from crelu_deploy.lowerings.values import constant
 from crelu_deploy.op import Array
 from crelu_deploy.proof.columns import Basis, Columns, columns_of, noise
 from crelu_deploy.proof.constants import smallest_of, unit_of
+from crelu_deploy.proof.extents import Dims
 from crelu_deploy.proof.terms import Key, Terms, Vector
 
 CHUNK = 1 << 22
@@ -144,6 +145,8 @@ class Layer:
         bias: (outputs, all else) in float64; None for none.
         factor: What the weights are multiplied by first.
         terms: Where the atoms are.
+        dims: The extents of one output channel.
+        dtype: The element type of the output.
         base: The first of its atoms in the canonical graph.
         entries: Its output; of a lowered layer, what its rows were found to be.
         roundings: Site -> how many roundings the rows are apart from those found.
@@ -158,6 +161,8 @@ class Layer:
     bias: Array | None
     factor: float
     terms: Terms
+    dims: Dims | None = None
+    dtype: ir.DataType | None = None
     base: int = -1
     entries: Vector | None = field(default=None, repr=False)
     roundings: Mapping[str, int] = field(default_factory=dict, repr=False)
@@ -201,6 +206,14 @@ class Layer:
         """The sites whose second halves it reads."""
         found = (family for family, _ in self.terms.groups(self.data.atoms))
         return frozenset(family.site for family in found if family.parts and family.site)
+
+    def fill(self) -> int:
+        """Return the atom that a constant output channel is written with: it tells the shape."""
+        root = self.terms.lead(self.data)
+        while root.source is not None:
+            root = root.source
+        key = ("fill", self.what, root.base)
+        return self.terms.family(key, "op", 1, self.dims, self.dtype, node=self.node).base
 
     def shifts(self) -> Array:
         """Return the bias of every row, (outputs, all else)."""

@@ -82,18 +82,20 @@ def _summed(
     digests = tuple(None if t is None else walk.numbers.digest(t) for t in (tensor, bias))
     given = tuple((n, a.value) for n, a in sorted(node.attributes.items()) if n in INTERNAL[1:4])
     made = read(node, data, extents, walk.terms, tensor.numpy())
+    rank = len(tensor.shape)
+    axis = KINDS[node.op_type].out(rank)
+    made.dims, made.dtype = _shape(walk, made, rank, axis), node.outputs[0].dtype or tensor.dtype
     key = ("layer", made.what, made.groups, data.key(), digests, given)
     known = walk.terms.find(key)
     if known is not None and known.layer is not None and known.layer.entries is not None:
         _note(walk, known.layer.roundings)
         return known.layer.entries
-    return _named(walk, key, made) if walk.lowered else _noted(walk, key, made)
+    return (_named if walk.lowered else _noted)(walk, key, made, axis)
 
 
-def _family_shape(walk: Walk, made: Layer) -> tuple[Dims | None, ir.DataType | None, int]:
-    """Return the extents and the type of one output channel, and the axis."""
-    output, rank = made.node.outputs[0], int(made.what[1])  # type: ignore[call-overload]
-    axis = KINDS[made.node.op_type].out(rank)
+def _shape(walk: Walk, made: Layer, rank: int, axis: int) -> Dims | None:
+    """Return the extents of one output channel."""
+    output = made.node.outputs[0]
     dims = dims_of(output)
     if dims is None and made.node.op_type == "MatMul":
         known = walk.terms.rank(made.data)
@@ -102,20 +104,18 @@ def _family_shape(walk: Walk, made: Layer) -> tuple[Dims | None, ir.DataType | N
         dims = (None,) * rank
     if dims is not None:
         dims = (*dims[:axis], 1, *dims[axis + len(dims) + 1 :])
-    tensor = constant(made.node.inputs[1])
-    return dims, output.dtype or (tensor.dtype if tensor is not None else None), axis
+    return dims
 
 
-def _noted(walk: Walk, key: Key, made: Layer) -> Vector:
+def _noted(walk: Walk, key: Key, made: Layer, axis: int) -> Vector:
     """Give every row of a canonical layer an atom; equal rows have one."""
-    dims, dtype, axis = _family_shape(walk, made)
     more = {"node": made.node, "layer": made, "what": made.what, "unit": axis}
-    family = walk.terms.family(key, "layer", made.outputs, dims, dtype, **more)
+    family = walk.terms.family(key, "layer", made.outputs, made.dims, made.dtype, **more)
     made.base = family.base
     row, sign = _alike(made)
     shifts, zero = made.shifts(), made.projection[2]
     zero = zero & (shifts == shifts[:, :1]).all(1)
-    atoms = np.where(zero, family.base, family.base + row)
+    atoms = np.where(zero, made.fill() if zero.any() else -1, family.base + row)
     made.entries = vector(axis, atoms, np.where(zero, 0, sign), np.where(zero, shifts[:, 0], 0))
     walk.register.add(made)
     return made.entries
@@ -155,16 +155,15 @@ def _lowest(first: Array, sign: Array) -> tuple[Array, Array]:
     return first, sign
 
 
-def _named(walk: Walk, key: Key, made: Layer) -> Vector:
+def _named(walk: Walk, key: Key, made: Layer, axis: int) -> Vector:
     """Return the rows of a lowered layer as those of the canonical graph."""
     found = match(made, walk.register, walk.numbers)
-    dims, dtype, axis = _family_shape(walk, made)
     _note(walk, found.roundings)
     made.roundings = found.roundings
     unknown = found.atoms < 0
     if unknown.any():
         more = {"node": made.node, "layer": made, "what": made.what, "unit": axis}
-        family = walk.terms.family(key, "layer", made.outputs, dims, dtype, **more)
+        family = walk.terms.family(key, "layer", made.outputs, made.dims, made.dtype, **more)
         found.atoms[unknown] = family.members[unknown]
     made.entries = replace(vector(axis, found.atoms, found.scale, found.shift), layer=made)
     return made.entries

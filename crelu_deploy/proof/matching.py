@@ -112,19 +112,21 @@ def match(layer: Layer, register: Register, numbers: Numbers) -> Match:
     """Return what the rows of a lowered layer are."""
     n = layer.outputs
     found = Match(np.full(n, -1), np.ones(n), np.zeros(n))
+    _zeros(layer, found)
     for other in register.candidates(layer):
-        _zeros(layer, other, found)
         _search(layer, other, found, numbers)
         if found.complete:
             break
     return found
 
 
-def _zeros(layer: Layer, other: Layer, found: Match) -> None:
+def _zeros(layer: Layer, found: Match) -> None:
     """A row of zeros is its bias, where that is one number."""
     shifts = layer.shifts()
-    zero = layer.projection[2] & (shifts == shifts[:, :1]).all(1) & (found.atoms < 0)
-    found.atoms[zero], found.scale[zero], found.shift[zero] = other.base, 0, shifts[zero, 0]
+    zero = layer.projection[2] & (shifts == shifts[:, :1]).all(1)
+    if zero.any():
+        found.atoms[zero], found.scale[zero] = layer.fill(), 0
+        found.shift[zero] = shifts[zero, 0]
 
 
 NEIGHBOURS = (0, -1, 1, -2, 2, -3, 3, -4, 4, -5, 5, -6, 6)
