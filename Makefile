@@ -8,11 +8,14 @@ INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.
 N      ?= 2000
 SEED   ?= 1
 
-.PHONY: help demo test lint docs test-serve plugins fuzz fuzz-files clean
+.PHONY: help demo test test-all mutants lint docs test-cpus test-serve plugins fuzz fuzz-files clean
 
 help:
 	@echo "make demo             export, verify and time a trained model on real images"
-	@echo "make test             lint, type-check and run all tests"
+	@echo "make test             lint, type-check and run the tests: each thing alone"
+	@echo "make test-all         lint, type-check and run all tests: combinations as well"
+	@echo "make test-cpus        test under other instruction sets: SSE, AVX2, AVX-512, ARM64"
+	@echo "make mutants          plant bugs of one line; the tests must notice each"
 	@echo "make test-serve       install a Triton server and Ray, and test with them"
 	@echo "make plugins          build the native plugins into crelu_deploy/lib"
 	@echo "make lint             lint and type-check only"
@@ -24,12 +27,14 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "error: $(PYTHON) is older than 3.11; run: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) -e '.[torch,ort,openvino]'
+	$(INSTALL) -e '.[torch,ort]'
+	$(INSTALL) -e '.[openvino]' \
+	  || echo "no OpenVINO for this machine: the demo and the tests say what is not here" >&2
 	@touch $@
 
 # TensorRT-RTX and Triton are for x86-64 Linux only; without them their tests say that they skip.
 $(TESTED): $(READY)
-	$(INSTALL) -e '.[torch,ort,openvino,analysis,locate,docs,dev]'
+	$(INSTALL) -e '.[torch,ort,analysis,locate,docs,dev]'
 	$(INSTALL) -e '.[tensorrt-rtx,fused]' \
 	  || echo "no TensorRT-RTX or no Triton: their tests are skipped" >&2
 	@touch $@
@@ -45,6 +50,12 @@ lint: $(TESTED)
 test: lint
 	$(BIN)/pytest -n 2 --dist loadfile
 
+test-all: lint
+	$(BIN)/pytest -n 2 --dist loadfile -m ""
+
+mutants: $(TESTED)
+	$(BIN)/python scripts/mutants.py
+
 docs: $(READY)
 	$(INSTALL) -e '.[docs]'
 	$(BIN)/mkdocs build --strict
@@ -54,6 +65,10 @@ fuzz: $(TESTED)
 
 fuzz-files: $(TESTED)
 	$(BIN)/python scripts/fuzz_files.py $(N) --seed $(SEED)
+
+# Instructions are hidden from CPUID, or a processor is emulated; what cannot be had says why.
+test-cpus: $(TESTED)
+	$(BIN)/python scripts/cpus/run.py
 
 # A Triton server in an environment of its own, and a cluster of two Ray nodes on this machine.
 test-serve: $(TESTED)

@@ -20,6 +20,7 @@ from typing import Any
 import onnx_ir as ir
 
 from crelu_deploy.errors import BuildError, UnsupportedModel
+from crelu_deploy.guards import Limits
 from crelu_deploy.manifest import MANIFEST, read_manifest
 from crelu_deploy.modelfile import read_file
 from crelu_deploy.preprocessing import Preprocessing
@@ -116,6 +117,11 @@ class Bundle:
         return tuple(
             TensorSpec(i["name"], i["dtype"], tuple(i["shape"])) for i in self.manifest["inputs"]
         )
+
+    @property
+    def limits(self) -> Limits:
+        """What the network demands of the extents of its inputs."""
+        return Limits.parse(self.manifest.get("guards", []), self.manifest["inputs"])
 
     @property
     def preprocessing(self) -> Preprocessing | None:

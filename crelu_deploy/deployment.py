@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Unpack
 
 import torch
@@ -24,7 +24,7 @@ from crelu_deploy.pipeline import (
 )
 from crelu_deploy.plan import Plan
 from crelu_deploy.planner import BACKEND, BUDGET, make_plan
-from crelu_deploy.results import Benchmark, Build
+from crelu_deploy.results import Benchmark, Build, Verification
 from crelu_deploy.targets import AUTO, BASELINE, Options, Target
 
 
@@ -36,7 +36,8 @@ class Deployment:
         bundle: The folder.
         plan: The lowerings of ``auto``; None where no target asked for it.
         builds: How the build of each target ended.
-        benchmark: Verification and latency of the targets that were built.
+        benchmark: Verification and latency of the targets that were built; those that could not be,
+            because something is not here, are skipped in it.
     """
 
     bundle: Bundle
@@ -47,9 +48,14 @@ class Deployment:
     @property
     def failed(self) -> list[str]:
         """The targets that were not built or not verified, but not those skipped here."""
-        unbuilt = [str(b.target) for b in self.builds if b.error]
-        found = self.benchmark.verifications
-        return unbuilt + [str(v.target) for v in found if not (v.passed or v.skipped)]
+        return [str(one.target) for one in self.results if not (one.passed or one.skipped)]
+
+    @property
+    def results(self) -> tuple[Build | Verification, ...]:
+        """How each target ended: its verification, or its build where that cannot run here."""
+        verified = {v.target: v for v in self.benchmark.verifications if not v.skipped}
+        others = (made for made in self.builds if made.target not in verified)
+        return (*others, *verified.values())
 
 
 def deploy(
@@ -82,7 +88,7 @@ def deploy(
     builds = build(bundle, wanted, options, progress=progress)
     benchmark = bench(
         bundle,
-        [b.target for b in builds if not b.error] or [BASELINE],
+        [b.target for b in builds if b.passed] or [BASELINE],
         options,
         batches=batches,
         effort=effort,
@@ -90,4 +96,10 @@ def deploy(
         tolerance=settings.get("tolerance"),
         progress=progress,
     )
-    return Deployment(bundle, plan, builds, benchmark)
+    return Deployment(bundle, plan, builds, _with_absent(benchmark, builds))
+
+
+def _with_absent(benchmark: Benchmark, builds: Sequence[Build]) -> Benchmark:
+    """Add what could not be built, because something is not here, to what was verified."""
+    absent = (Verification(b.target, None, b.error, skipped=True) for b in builds if b.skipped)
+    return replace(benchmark, verifications=(*benchmark.verifications, *absent))

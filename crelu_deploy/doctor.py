@@ -23,6 +23,7 @@ from crelu_deploy.targets import BACKENDS, Backend, Options, Target
 from crelu_deploy.writing import save_model
 
 OK, MISSING, BROKEN = "ok", "missing", "broken"
+REFUSES = "cannot run a network of one site"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def _judge(backend: Backend, bundle: Bundle) -> Health:
         backend.implementation()
         version = _version(backend)
         if backend.lowered and (wrong := _run(backend, bundle)):
-            return Health(backend.name, BROKEN, wrong, version, _command(wrong) or mend)
+            again = mend if wrong.startswith(REFUSES) else ""  # a wrong number has other causes
+            return Health(backend.name, BROKEN, wrong, version, _command(wrong) or again)
     except BackendUnavailable as error:
         reason = _line(error).replace(str(bundle.path), "the bundle")
         return Health(backend.name, MISSING, reason, _version(backend), _command(reason))
@@ -96,8 +98,9 @@ def _run(backend: Backend, bundle: Bundle) -> str:
     """
     target = Target(backend.name, "primitive")
     (built,) = build(bundle, [target], Options(threads=1))
+    if built.skipped:
+        raise BackendUnavailable(built.error)
     if built.error:
-        _require_device(backend, bundle, target)
         return " ".join(built.error.split())
     sample = bundle.samples[0]
     allowed = REDUCED.get(backend.precision, Limits()).tolerance
@@ -107,22 +110,8 @@ def _run(backend: Backend, bundle: Bundle) -> str:
     except BackendUnavailable:
         raise
     except Exception as error:  # whatever a runtime raises is what is to be reported
-        return f"cannot run a network of one site: {type(error).__name__}: {_line(error)}"
+        return f"{REFUSES}: {type(error).__name__}: {_line(error)}"
     return "" if found.passed else f"computes something else: {found.worst}"
-
-
-def _require_device(backend: Backend, bundle: Bundle, target: Target) -> None:
-    """Let a backend that could not build say whether that is because something is not here.
-
-    Raises:
-        BackendUnavailable: Something is not.
-    """
-    try:
-        backend.implementation().load(bundle, target, Options(threads=1)).close()
-    except BackendUnavailable:
-        raise
-    except Exception:  # why the build failed is known already
-        return
 
 
 def _smallest(path: Path) -> Bundle:

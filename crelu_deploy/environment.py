@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,6 +40,15 @@ def environment(threads: int) -> dict[str, object]:
         "python": platform.python_version(),
         "versions": versions(),
     }
+
+
+def cache_folder() -> Path | None:
+    """Return this program's folder in the user's cache; None for a user without a home."""
+    given = Path(os.environ.get("XDG_CACHE_HOME") or ".")
+    try:
+        return (given if given.is_absolute() else Path.home() / ".cache") / "crelu-deploy"
+    except RuntimeError:  # a container's user, for one, may be no one that the system knows
+        return None
 
 
 def cpu_name() -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+import numpy as np
 import onnx
-import onnx_ir as ir
 import torch
 
 from crelu_deploy import plan
@@ -26,20 +27,19 @@ from crelu_deploy.errors import ExportError
 from crelu_deploy.locking import reserved
 from crelu_deploy.manifest import FORMAT
 from crelu_deploy.memory import release
-from crelu_deploy.passes import clean
 from crelu_deploy.pipeline import Progress, silent, verify
 from crelu_deploy.planner import make_plan
 from crelu_deploy.preprocessing import Changes, Preprocessing
-from crelu_deploy.recognition import Recognition, recognize
 from crelu_deploy.recording import record, run
 from crelu_deploy.runner import TensorSpec
-from crelu_deploy.samples import Sample, random_inputs, save_samples
-from crelu_deploy.shapes import parse_axes, parse_shape, resolve
+from crelu_deploy.samples import Arrays, Sample, random_inputs, read_inputs, save_samples, wrapped
+from crelu_deploy.settling import Settled, Trying, settle
+from crelu_deploy.shapes import Input, parse_axes, parse_shape, resolve
 from crelu_deploy.sites import find_sites
 from crelu_deploy.source import Source, evaluating, find_source, stated_preprocessing
 from crelu_deploy.staging import staged_folder
 from crelu_deploy.targets import AUTO, Target
-from crelu_deploy.tracing import trace
+from crelu_deploy.tracing import traces
 from crelu_deploy.writing import save_model
 
 DEFAULT_OPSET = 20
@@ -146,10 +146,8 @@ def _destination(model: object, out: str | os.PathLike[str] | None) -> Path:
 class Exported:
     """A recognised model and what PyTorch computes for its samples."""
 
-    model: ir.Model
-    recognition: Recognition
+    settled: Settled
     samples: tuple[Sample, ...]
-    inputs: tuple[TensorSpec, ...]
     outputs: tuple[str, ...]
     notes: tuple[str, ...]
     preprocessing: Preprocessing | None
@@ -171,17 +169,60 @@ def _exported(source: Source, settings: ExportSettings, progress: Progress) -> E
     progress("export to ONNX")
     tensors = [torch.from_numpy(x) for x in example.values()]
     opset = settings.get("opset", DEFAULT_OPSET)
-    traced = trace(source.module, tensors, inputs, outputs=names, opset=opset)
-    progress("recognise CReLU")
-    recognition = recognize(traced)
-    model = clean(traced)
-    for value in traced.graph.initializers.values():
-        value.const_value = None  # PyTorch's rewrite rules keep the last graph they saw
+    traced = traces(source.module, tensors, inputs, outputs=names, opset=opset)
+    draw = _drawing(samples, inputs, seed)
+    trying = Trying(source.module, inputs, names, dtype, draw, settings.get("tolerance"))
+    settled = settle(traced, trying)
+    model = settled.model
     model.producer_name, model.producer_version = "crelu-deploy", version("crelu-deploy")
-    specs = tuple(_spec(value, dtype) for value in model.graph.inputs)
     progress("record PyTorch's outputs")
-    recorded, notes = record(source.module, inputs, specs, names, samples, seed)
-    return Exported(model, recognition, recorded, specs, names, (*source.notes, *notes), how)
+    calls = _calls(samples, settled, inputs, seed)
+    recorded = (*record(source.module, calls, names), *settled.samples)
+    return Exported(settled, recorded, names, source.notes, how)
+
+
+Draw = Callable[[Sequence[TensorSpec], Sequence[tuple[int, ...]]], Arrays]
+
+
+def _drawing(samples: int | str | os.PathLike[str], inputs: Sequence[Input], seed: int) -> Draw:
+    """Return what makes inputs of other shapes: random ones, or the user's, cut or repeated.
+
+    Noise would say nothing of a network that is calibrated on real values, and be no fair test.
+    """
+
+    def draw(specs: Sequence[TensorSpec], shapes: Sequence[tuple[int, ...]]) -> Arrays:
+        named = {spec.name: shape for spec, shape in zip(specs, shapes, strict=True)}
+        if isinstance(samples, int):
+            return random_inputs(tuple(specs), named, seed + 1)
+        known = real(tuple(specs))
+        return {name: wrapped(known[name], shape) for name, shape in named.items()}
+
+    @functools.cache
+    def real(specs: tuple[TensorSpec, ...]) -> Arrays:
+        rows = inputs[0].shape[0] if inputs[0].shape else 1
+        calls = read_inputs(Path(str(samples)), specs, rows)[:SEVERAL]
+        return {spec.name: np.concatenate([call[spec.name] for call in calls]) for spec in specs}
+
+    return draw
+
+
+SEVERAL = 8
+"""Calls of the user's that inputs of other shapes are made of."""
+
+
+def _calls(
+    samples: int | str | os.PathLike[str], settled: Settled, inputs: Sequence[Input], seed: int
+) -> list[Arrays]:
+    """Return the user's inputs, or random ones of the example's shape.
+
+    Those of other extents count among the random ones that were asked for.
+    """
+    if not isinstance(samples, int):
+        batch = inputs[0].shape[0] if inputs[0].shape else 1
+        return list(read_inputs(Path(samples), settled.specs, batch))
+    shapes = {one.name: one.shape for one in inputs}
+    wanted = max(1, samples - len(settled.samples))
+    return [random_inputs(settled.specs, shapes, seed + i * (i + 1)) for i in range(wanted)]
 
 
 def _dtype(module: torch.nn.Module) -> str:
@@ -204,28 +245,24 @@ def _dtype(module: torch.nn.Module) -> str:
     return dtypes[0] if dtypes else "float32"
 
 
-def _spec(value: ir.Value, dtype: str) -> TensorSpec:
-    dims = tuple(d if isinstance(d, int) else str(d) for d in value.shape or ())
-    return TensorSpec(str(value.name), value.dtype.numpy().name if value.dtype else dtype, dims)
-
-
 def _write(stage: Path, source: Source, exported: Exported) -> Bundle:
-    files = save_model(exported.model, stage / MODEL)
+    files = save_model(exported.settled.model, stage / MODEL)
     try:
         onnx.checker.check_model(str(stage / MODEL), full_check=True)
     except onnx.checker.ValidationError as error:
         raise ExportError(f"the exported model is not valid ONNX: {error}") from error
     save_samples(stage / SAMPLES, exported.samples)
-    bundle = Bundle(stage, {"format": FORMAT, "files": {}}, exported.model)
+    bundle = Bundle(stage, {"format": FORMAT, "files": {}}, exported.settled.model)
     bundle.record(
         (*files, stage / SAMPLES),
         versions=versions(),
         source=source.record,
-        opset=exported.model.opset_imports[""],
-        inputs=[asdict(spec) for spec in exported.inputs],
+        opset=exported.settled.model.opset_imports[""],
+        inputs=[asdict(spec) for spec in exported.settled.specs],
         outputs=list(exported.outputs),
-        sites=[asdict(site) for site in find_sites(exported.model)],
-        near_misses=[asdict(miss) for miss in exported.recognition.near_misses],
+        guards=[guard.text for guard in exported.settled.guards],
+        sites=[asdict(site) for site in find_sites(exported.settled.model)],
+        near_misses=[asdict(miss) for miss in exported.settled.recognition.near_misses],
         notes=list(exported.notes),
         preprocessing=None if exported.preprocessing is None else asdict(exported.preprocessing),
         targets={},

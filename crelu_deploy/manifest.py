@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from crelu_deploy.errors import UnsupportedModel
+from crelu_deploy.guards import Limits
 from crelu_deploy.plan import Plan
 from crelu_deploy.preprocessing import Preprocessing
 
@@ -63,6 +64,7 @@ def _check(manifest: dict[str, Any]) -> None:
     _require("files", max(map(len, manifest["files"])) <= LONGEST_PATH)
     _require("announced", manifest.get("announced", {}).keys() <= manifest["files"].keys())
     _require("inputs", manifest["inputs"] and all(map(_is_input, manifest["inputs"])))
+    Limits.parse(manifest.get("guards", []), manifest["inputs"])
     outputs = manifest["outputs"]
     _require("outputs", outputs and all(isinstance(name, str) for name in outputs))
     _require("sites", all(map(_is_site, manifest["sites"])))
@@ -94,12 +96,12 @@ def _is_site(entry: dict[str, Any]) -> bool:
 
 
 def _is_target(entry: dict[str, Any]) -> bool:
-    counts = entry.get("layers", {}).values()
+    counts = (*entry.get("layers", {}).values(), entry.get("weight_bits", 0))
     told = all(_texts(entry[key]) for key in ("lowerings", "reasons"))
     proof = entry.get("proof", {"sites": {}, "faults": [], "open": ""})
     proved = _texts(proof["sites"]) and all(isinstance(text, str) for text in proof["faults"])
-    proved = proved and isinstance(proof["open"], str)
-    return told and proved and all(type(count) is int for count in counts)
+    named = isinstance(entry.get("processor", ""), str) and isinstance(proof["open"], str)
+    return told and named and proved and all(type(count) is int for count in counts)
 
 
 def _is_input(entry: dict[str, Any]) -> bool:

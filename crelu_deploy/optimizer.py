@@ -140,8 +140,8 @@ def _optimize(source: Path, out: Path, asked: _Asked, progress: Progress) -> Opt
         recognized, inspection = _recognized(original)
         canonical = clean(recognized)
         model, removed = _pruned(canonical, prune=asked.prune)
-        made = _chosen(model, source, asked, progress) if asked.lowering == AUTO else None
-        lowered = _lowered(model, source, made or asked.lowering, pruned=asked.prune)
+        made = _chosen(model, source, asked, progress, removed) if asked.lowering == AUTO else None
+        lowered = _lowered(model, source, made or asked.lowering, pruned=bool(removed))
         progress("prove")
         proof = _proved(canonical, lowered, source) if lowered.applied else None
         progress("compare with the original")
@@ -169,7 +169,9 @@ def _proved(canonical: ir.Model, lowered: Lowered, source: Path) -> Proof:
     return proof
 
 
-def _chosen(model: ir.Model, source: Path, asked: _Asked, progress: Progress) -> Plan:
+def _chosen(
+    model: ir.Model, source: Path, asked: _Asked, progress: Progress, removed: Mapping[str, object]
+) -> Plan:
     """Return the fastest choice of lowerings here."""
     runtime = BACKENDS["ort-cpu"].implementation()
     from crelu_deploy import planner  # which imports the runtime
@@ -179,7 +181,8 @@ def _chosen(model: ir.Model, source: Path, asked: _Asked, progress: Progress) ->
         with runtime.open_session(source, Options(threads=1)) as original:
             shapes = _shapes(source, original, asked.inputs)
             feeds = random_inputs(original.inputs, shapes, SEEDS[0])
-    return planner.plan_file(model, source, feeds, asked.seconds, progress)
+    pruned = bool(removed)
+    return planner.plan_file(model, source, feeds, asked.seconds, progress, pruned=pruned)
 
 
 def _lowered(model: ir.Model, source: Path, made: Plan | str, *, pruned: bool) -> Lowered:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from crelu_deploy import saturation
 from crelu_deploy.accuracy import REDUCED, Limits, Tolerance, check
 from crelu_deploy.agreement import decisions
 from crelu_deploy.bundle import Bundle
@@ -80,7 +82,8 @@ def _built(
             entry = _build(opened, target, told)
             results.append(Build(target, time.perf_counter() - start, **entry))
         except DeployError as error:
-            results.append(Build(target, time.perf_counter() - start, error=str(error)))
+            seconds, skipped = time.perf_counter() - start, isinstance(error, BackendUnavailable)
+            results.append(Build(target, seconds, error=str(error), skipped=skipped))
     return tuple(results)
 
 
@@ -92,7 +95,7 @@ def _build(bundle: Bundle, target: Target, options: Options) -> Entry:
         return {"lowerings": {}, "reasons": {}}
     entry, files = _lower(bundle, target)
     if backend.precision == INT8:
-        backend.quantizer().quantize(bundle, target)
+        entry = {**entry, **backend.quantizer().quantize(bundle, target)}
     engine: Engine | None = runtime.build(bundle, target, options)
     if engine is not None:
         files, entry = (*files, *engine.files), {**entry, "layers": dict(engine.layers)}
@@ -136,6 +139,9 @@ def parse_targets(targets: Sequence[AnyTarget]) -> tuple[Target, ...]:
 def load(bundle: AnyBundle, target: AnyTarget = "ort-cpu", *, threads: int | None = None) -> Runner:
     """Return what an application calls: a target of a bundle, opened on its runtime.
 
+    It warns (``RuntimeWarning``) where an int8 target was made on another processor and loses
+    precision on this one, with the command that makes it here.
+
     Args:
         bundle: The folder, whose files are compared with their recorded hashes.
         target: ``BACKEND[:LOWERING]``, built before.
@@ -147,7 +153,11 @@ def load(bundle: AnyBundle, target: AnyTarget = "ort-cpu", *, threads: int | Non
         UnsupportedModel: The folder is no bundle, or a file in it was changed.
     """
     (parsed,) = parse_targets([target])
-    return open_target(opened_bundle(bundle), parsed, Options(threads=threads))
+    opened = opened_bundle(bundle)
+    runner = open_target(opened, parsed, Options(threads=threads))
+    if note := saturation.warning(opened, parsed):
+        warnings.warn(note, RuntimeWarning, stacklevel=2)
+    return runner
 
 
 def open_target(bundle: Bundle, target: Target, options: Options) -> Runner:
@@ -163,6 +173,7 @@ def open_target(bundle: Bundle, target: Target, options: Options) -> Runner:
             f"{bundle.path}: {target} is not built; run: crelu build {bundle.path} -t {target}"
         )
     runner: Runner = backend.implementation().load(bundle, target, options)
+    runner.limits = bundle.limits
     return runner
 
 
@@ -205,7 +216,7 @@ def _verify(
     if BACKENDS[target.backend].lowered and str(target) not in bundle.manifest["targets"]:
         (result,) = build(bundle, [target], options, progress=progress)
         if result.error:
-            return Verification(target, None, result.error), None
+            return Verification(target, None, result.error, skipped=result.skipped), None
     progress(f"verify {target}")
     try:
         start = time.perf_counter()
@@ -234,7 +245,8 @@ def judge(
     comparison = check(outputs, samples, tolerance or limits.tolerance)
     expected = [sample.outputs for sample in samples]
     agreement = decisions(list(zip(outputs, expected, strict=True)))
-    return Verification(target, comparison, "", agreement, limits.agreement, opening)
+    note = saturation.warning(bundle, target)
+    return Verification(target, comparison, "", agreement, limits.agreement, opening, note=note)
 
 
 def bench(

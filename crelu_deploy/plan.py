@@ -32,7 +32,7 @@ class Plan:
         how: ``rule`` or ``measured``.
         choice: Site -> lowering.
         key: What it holds for: the model's hash and, where measured, the runtime, the device, the
-            threads and the batch sizes.
+            threads and the shapes of the inputs.
         ratios: Choices that were timed, in words -> time over the baseline's time.
     """
 
@@ -77,8 +77,12 @@ class Plan:
                 raise ValueError(f"site {site[:80]!r} has the unknown lowering {lowering[:80]!r}")
         if data["backend"] not in BACKENDS:
             raise ValueError(f"a plan for the unknown backend {str(data['backend'])[:80]!r}")
-        ratios = {str(name): float(ratio) for name, ratio in dict(data["ratios"]).items()}
-        return cls(str(data["backend"]), str(data["how"]), choice, dict(data["key"]), ratios)
+        if data["how"] not in (RULE, MEASURED):
+            raise ValueError(
+                f"a plan made {str(data['how'])[:80]!r}, expected {RULE} or {MEASURED}"
+            )
+        ratios = {str(name): _ratio(ratio) for name, ratio in dict(data["ratios"]).items()}
+        return cls(str(data["backend"]), data["how"], choice, _key(data["key"]), ratios)
 
     def check(self, backend: str, model_hash: str) -> None:
         """Refuse a plan that was made for something else.
@@ -93,3 +97,21 @@ class Plan:
                 "the plan was made for another model (its hash differs); plan again, or remove "
                 "'model' from the plan's key to use it all the same"
             )
+
+
+def _ratio(value: Any) -> float:
+    if not isinstance(value, int | float) or not 0 < value < 1e300:
+        raise ValueError(f"the ratio {str(value)[:80]} is no number above 0")
+    return float(value)
+
+
+def _key(data: Any) -> dict[str, Any]:
+    """Return what a plan holds for, where the parts that are shown can be."""
+    key = dict(data)
+    inputs = key.get("inputs", [])
+    known = isinstance(inputs, list) and all(isinstance(one, dict) for one in inputs)
+    if not known or not all(isinstance(shape, str) for one in inputs for shape in one.values()):
+        raise ValueError("the inputs that a plan was made with are no list of names and shapes")
+    if not isinstance(key.get("threads", 0), int):
+        raise ValueError("the threads that a plan was made with are no number")
+    return key

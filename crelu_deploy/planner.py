@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,8 @@ def make_plan(
 ) -> Plan:
     """Find the fastest choice of lowerings by timing it here, and note it for ``auto``.
 
-    What is measured is kept in the user's cache by model, runtime, device, batches and threads: a
-    search that was killed goes on where it was, and one that is repeated ends as before.
+    What is measured is kept in the user's cache: a search that was killed goes on where it was, and
+    one that is repeated ends as before.
 
     Args:
         bundle: What to plan for; its target ``ort-cpu:auto`` is to be built again.
@@ -53,28 +55,30 @@ def make_plan(
         progress: Told what is being timed.
 
     Raises:
-        BuildError: Another process is writing to the bundle, or the cache cannot be written.
+        BuildError: Another process writes to the bundle.
     """
+    _require_seconds(budget)
     opened = opened_bundle(bundle)
-    model, rule = opened.model, on_cpu(opened.model)
-    key: dict[str, Any] = {"model": opened.manifest["files"][MODEL]}
-    made = Plan(BACKEND, RULE, rule, key)
-    if budget and rule:
-        feeds: list[Arrays] = [feeds_of(opened, batch) for batch in batches]
-        feeds = feeds or [opened.samples[0].inputs]
-        key |= {**place(options), "inputs": [shapes_of(one) for one in feeds]}
+    model = opened.model
+    made = Plan(BACKEND, RULE, on_cpu(model), {"model": opened.manifest["files"][MODEL]})
+    if budget and made.choice:
+        recorded = opened.samples[0].inputs
+        feeds: list[Arrays] = [feeds_of(opened, batch) for batch in batches] or [recorded]
         timer = Sessions(model, [Lane(one, options) for one in feeds])
-        arena = Arena(timer, journal(key, fresh=fresh))
-        entered = entrants(model, rule)
-        found = search(arena, entered, budget, progress)
-        made = Plan(BACKEND, MEASURED, found.choice, key, found.ratios)
+        made = _measured(timer, made, budget, progress, fresh=fresh)
     use(opened, made)
     return made
+
+
+def _require_seconds(budget: float) -> None:
+    if not 0 <= budget < math.inf:
+        raise ValueError(f"a race of {budget} seconds: expected a number, 0 or more")
 
 
 def place(options: Options) -> Mapping[str, Any]:
     """Return what latencies depend on beside the model and its inputs."""
     return {
+        "crelu-deploy": version("crelu-deploy"),
         "runtime": f"onnxruntime {onnxruntime.__version__}",
         "device": cpu_name(),
         "block": block(),
@@ -83,7 +87,13 @@ def place(options: Options) -> Mapping[str, Any]:
 
 
 def plan_file(
-    model: ir.Model, source: Path, feeds: Arrays, budget: float, progress: Progress
+    model: ir.Model,
+    source: Path,
+    feeds: Arrays,
+    budget: float,
+    progress: Progress,
+    *,
+    pruned: bool = False,
 ) -> Plan:
     """Race the forms of an ONNX file's network against the file as it is.
 
@@ -93,20 +103,33 @@ def plan_file(
         feeds: Inputs that it runs on.
         budget: Seconds to race; 0 takes the rule's choice without measuring.
         progress: Told what is being timed.
+        pruned: Whether something was removed from the network.
 
     Returns:
         The plan; its choice is empty where no form is faster than the file itself.
     """
-    rule = on_cpu(model)
-    key: dict[str, Any] = {"model": sha256(source)}
-    if not (budget and rule):
-        return Plan(BACKEND, RULE, rule, key)
-    key |= {**place(DEFAULT), "inputs": [shapes_of(feeds)]}
+    _require_seconds(budget)
+    made = Plan(BACKEND, RULE, on_cpu(model), {"model": sha256(source), "pruned": pruned})
+    if not (budget and made.choice):
+        return made
     timer = Sessions(model, [Lane(feeds, DEFAULT)], {ORIGINAL: source})
-    entered = entrants(model, rule, original=True)
-    arena = Arena(timer, journal(key, fresh=False))
-    found = search(arena, entered, budget, progress)
-    return Plan(BACKEND, MEASURED, found.choice, key, found.ratios)
+    return _measured(timer, made, budget, progress)
+
+
+def _measured(
+    timer: Sessions, rule: Plan, budget: float, progress: Progress, *, fresh: bool = False
+) -> Plan:
+    """Return what beats the network as it is, starting from the rule's plan."""
+    shapes = [shapes_of(way.feeds) for way in timer.ways]
+    key = {**rule.key, **place(timer.ways[0].options), "inputs": shapes}
+    kept = journal(key)
+    if fresh:
+        kept.forget()
+    entered = entrants(timer.model, rule.choice, original=ORIGINAL in timer.files)
+    found = search(Arena(timer, kept), entered, budget, progress)
+    if not found.sure:
+        kept.forget()  # what a busy machine left undecided is measured anew
+    return Plan(BACKEND, MEASURED, found.choice, {**key, "sure": found.sure}, found.ratios)
 
 
 def shapes_of(feeds: Arrays) -> dict[str, str]:

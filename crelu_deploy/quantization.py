@@ -1,7 +1,8 @@
 """int8 inside the graph: QuantizeLinear and DequantizeLinear around what a runtime then fuses.
 
 Weights are int8 with one scale per output channel, activations uint8 with one scale and zero point
-per tensor, as calibration finds them: the smallest and largest value on the bundle's samples.
+per tensor, as calibration finds them: the smallest and largest value on the bundle's samples. Where
+products of 8-bit weights would saturate, weights are -64 to 64, which is 7 bits.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,8 +19,10 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from crelu_deploy.bundle import Bundle
+from crelu_deploy.environment import cpu_name
 from crelu_deploy.errors import BuildError
 from crelu_deploy.samples import Array, Sample
+from crelu_deploy.saturation import REDUCED, WHOLE, weight_bits
 from crelu_deploy.staging import staged_file
 from crelu_deploy.targets import BACKENDS, Target
 
@@ -46,10 +50,15 @@ class Calibration(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime h
         return next(self._calls, None)
 
 
-def quantize(bundle: Bundle, target: Target) -> None:
+def quantize(bundle: Bundle, target: Target) -> dict[str, Any]:
     """Put int8 into a target's lowered file, calibrated on the bundle's samples.
 
+    Returns:
+        For the manifest: the bits of a weight and the processor that they were chosen for, where
+        a processor computes.
+
     Raises:
+        BackendUnavailable: The target's runtime is not installed.
         BuildError: The network does not compute in float32, or ONNX Runtime cannot quantise it.
     """
     for spec in bundle.inputs:
@@ -59,11 +68,17 @@ def quantize(bundle: Bundle, target: Target) -> None:
                 f"{target}: input {spec.name!r} is {spec.dtype}, expected float32, which int8 is "
                 "made from; export module.float()"
             )
-    symmetric = BACKENDS[target.backend].symmetric
-    quantize_file(bundle.artifact(target), bundle.samples, symmetric=symmetric)
+    if BACKENDS[target.backend].symmetric:
+        quantize_file(bundle.artifact(target), bundle.samples, symmetric=True)
+        return {}
+    bits = weight_bits(target)
+    quantize_file(bundle.artifact(target), bundle.samples, bits=bits)
+    return {"weight_bits": bits, "processor": cpu_name()}
 
 
-def quantize_file(path: Path, samples: tuple[Sample, ...], *, symmetric: bool = False) -> None:
+def quantize_file(
+    path: Path, samples: tuple[Sample, ...], *, symmetric: bool = False, bits: int = WHOLE
+) -> None:
     """Replace an ONNX file by its quantised form, in one step.
 
     Args:
@@ -71,6 +86,7 @@ def quantize_file(path: Path, samples: tuple[Sample, ...], *, symmetric: bool = 
         samples: What calibration runs.
         symmetric: Signed activations, every zero point 0, biases left in float32: what TensorRT
             reads.
+        bits: Of a weight, 8 or 7.
 
     Raises:
         BuildError: It has nothing to quantise, or ONNX Runtime cannot do it.
@@ -87,6 +103,7 @@ def quantize_file(path: Path, samples: tuple[Sample, ...], *, symmetric: bool = 
                 per_channel=True,
                 activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
+                reduce_range=bits == REDUCED,
                 op_types_to_quantize=list(QUANTIZED),
                 extra_options={"ActivationSymmetric": symmetric, "QuantizeBias": not symmetric},
             )

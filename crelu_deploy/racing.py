@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from crelu_deploy.backends.onnxruntime import SessionRunner, open_session
-from crelu_deploy.errors import BuildError
+from crelu_deploy.environment import cache_folder
 from crelu_deploy.latency import MINIMUM, Paired, paired, rounds
 from crelu_deploy.lowerings import lower
 from crelu_deploy.samples import Arrays
@@ -137,6 +136,8 @@ class Sessions:
 class Journal:
     """What was measured of one network in one place: a line of JSON for each round.
 
+    It is a cache: what cannot be kept on the disk, or read from it, is measured again.
+
     Attributes:
         path: The file; None keeps nothing.
     """
@@ -144,16 +145,23 @@ class Journal:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._races: dict[str, list[list[float]]] = {}
-        if path is not None and path.is_file():
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                self._read(line)
+        text = ""
+        try:
+            if path is not None and path.exists():
+                text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+                self.path = path if path.is_file() else None
+        except OSError:
+            self.path = None
+        for line in text.splitlines():
+            self._read(line)
+        self._end = "\n" if text and not text.endswith("\n") else ""  # cut off while it was written
 
     def _read(self, line: str) -> None:
         """Take one line; the last one may be cut off by whatever ended the process."""
         try:
             race, *numbers = json.loads(line)
             found = [float(number) for number in numbers]
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError, OverflowError, RecursionError):
             return
         if isinstance(race, str) and len(found) > 1 and all(0 < n < math.inf for n in found):
             self._races.setdefault(race, []).append(found)
@@ -163,40 +171,34 @@ class Journal:
         return [found for found in self._races.get(race, []) if len(found) == forms + 1]
 
     def add(self, race: str, numbers: Sequence[float]) -> None:
-        """Keep one round.
-
-        Raises:
-            BuildError: The file cannot be written.
-        """
+        """Keep one round."""
         self._races.setdefault(race, []).append(list(numbers))
         if self.path is None:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([race, *numbers]) + "\n")
-        except OSError as error:
-            raise BuildError(f"{self.path}: cannot be written: {error.strerror}") from error
+                file.write(self._end + json.dumps([race, *numbers]) + "\n")
+            self._end = ""
+        except OSError:
+            self.path = None
+
+    def forget(self) -> None:
+        """Forget what was measured before."""
+        self._races.clear()
+        if self.path is not None:
+            with suppress(OSError):
+                self.path.unlink()
 
 
-def journal(key: Mapping[str, Any], *, fresh: bool) -> Journal:
+def journal(key: Mapping[str, Any]) -> Journal:
     """Return the journal of what ``key`` names, in the user's cache.
 
     Args:
         key: The model's hash, runtime, device, and what else the times depend on.
-        fresh: Forget what was measured before.
-
-    Raises:
-        BuildError: The earlier one cannot be removed.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = cache / "crelu-deploy" / "races" / f"{_digest(key)}.jsonl"
-    try:
-        if fresh:
-            path.unlink(missing_ok=True)
-        return Journal(path)
-    except OSError as error:
-        raise BuildError(f"{path}: {error.strerror}") from error
+    cache = cache_folder()
+    return Journal(None if cache is None else cache / "races" / f"{_digest(key)}.jsonl")
 
 
 def _digest(data: object) -> str:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from crelu_deploy.errors import ExportError
-from crelu_deploy.runner import TensorSpec
-from crelu_deploy.samples import Array, Arrays, Sample, random_inputs, read_inputs
-from crelu_deploy.shapes import Input, varied
+from crelu_deploy.samples import Array, Arrays, Sample
 from crelu_deploy.tensors import flatten
 from crelu_deploy.tracing import cause
 
@@ -61,29 +57,12 @@ def _array(name: str, tensor: torch.Tensor) -> Array:
 
 def record(
     module: torch.nn.Module,
-    inputs: tuple[Input, ...],
-    specs: tuple[TensorSpec, ...],
-    names: tuple[str, ...],
-    wanted: int | str | os.PathLike[str],
-    seed: int,
-) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
-    """Record PyTorch's outputs for the user's inputs or for random ones.
+    calls: Iterable[Arrays],
+    names: Sequence[str],
+) -> tuple[Sample, ...]:
+    """Record PyTorch's outputs for some inputs.
 
-    The last of several random samples has other extents along the dynamic axes, where PyTorch
-    takes them.
+    Raises:
+        ExportError: The module refuses one.
     """
-    if not isinstance(wanted, int):
-        real = read_inputs(Path(wanted), specs, inputs[0].shape[0] if inputs[0].shape else 1)
-        return tuple(Sample(call, run(module, call, names)) for call in real), ()
-    shapes = {one.name: one.shape for one in inputs}
-    calls = [random_inputs(specs, shapes, seed + i) for i in range(wanted)]
-    recorded = [Sample(call, run(module, call, names)) for call in calls[:-1]]
-    other = varied(inputs, {spec.name: spec.shape for spec in specs})
-    notes: tuple[str, ...] = ()
-    if other != shapes and recorded:
-        last = random_inputs(specs, other, seed + wanted - 1)
-        try:
-            return (*recorded, Sample(last, run(module, last, names))), notes
-        except ExportError as error:
-            notes = (f"not sampled with other extents: {error}",)
-    return (*recorded, Sample(calls[-1], run(module, calls[-1], names))), notes
+    return tuple(Sample(call, run(module, call, names)) for call in calls)

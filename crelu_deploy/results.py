@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,10 @@ class Build:
         reasons: Site -> why it did not get the lowering that was asked for.
         layers: Of an engine, kind of final layer -> how many there are: which form runs.
         proof: Of a lowered file, why it computes what the network does.
+        weight_bits: Of int8, how many a weight has, 8 or 7; 0 for every other precision.
+        processor: Of int8, what that was found on.
         error: Why there is no artifact; empty on success.
+        skipped: Whether that is because something that it needs is not here.
     """
 
     target: Target
@@ -48,7 +51,15 @@ class Build:
     reasons: Mapping[str, str] = field(default_factory=dict)
     layers: Mapping[str, int] = field(default_factory=dict)
     proof: Proof | None = None
+    weight_bits: int = 0
+    processor: str = ""
     error: str = ""
+    skipped: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is an artifact."""
+        return not self.error
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,8 @@ class Verification:
         agreement: How often it decides as PyTorch; None where the outputs are no decisions.
         demanded: The share of equal decisions that it must reach.
         opening: Seconds that its runtime took to open it.
-        skipped: Whether it was built, and only its device or runtime is not here.
+        skipped: Whether it did not run because something that it needs is not here.
+        note: Why it is less exact here than where it was built, and the way out; mostly empty.
         proof: Of its lowered file; None where there is none.
     """
 
@@ -73,6 +85,7 @@ class Verification:
     demanded: float = 0.0
     opening: float = 0.0
     skipped: bool = False
+    note: str = ""
     proof: Proof | None = None
 
     @property
@@ -92,6 +105,12 @@ class Verification:
             return False
         agrees = self.agreement is None or self.agreement.reaches(self.demanded)
         return self.comparison is not None and self.comparison.passed and agrees
+
+
+def succeeded(results: Sequence[Build | Verification]) -> bool:
+    """Whether nothing failed, and something is here, if anything was asked for."""
+    fine = all(result.passed or result.skipped for result in results)
+    return fine and (not results or any(result.passed for result in results))
 
 
 @dataclass(frozen=True)

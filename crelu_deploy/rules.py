@@ -9,7 +9,6 @@ subtraction that adds up the errors of both its terms.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from crelu_deploy.environment import cpu_name, versions
+from crelu_deploy.environment import cache_folder, cpu_name, versions
 from crelu_deploy.errors import BackendUnavailable, BuildError
 from crelu_deploy.lowerings import LOWERINGS, fold
 from crelu_deploy.lowerings.sitenode import site_nodes
@@ -170,8 +169,8 @@ def block() -> int:
 
 
 def _file() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "crelu-deploy" / "rule.json"
+    """Return the file of the calibrated rule; one that is not there for a user without a home."""
+    return (cache_folder() or Path("/nonexistent")) / "rule.json"
 
 
 def _key() -> dict[str, object]:

@@ -11,6 +11,7 @@ from typing import Any, Self, overload
 
 import numpy as np
 
+from crelu_deploy.guards import Limits
 from crelu_deploy.ondevice import DeviceArray, OnDevice, is_on_device
 
 Array = np.ndarray[Any, Any]
@@ -66,6 +67,8 @@ class Runner(ABC):
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[str, ...]
+    limits = Limits()
+    """What the network demands of the extents of its inputs, where its bundle tells."""
     _closed = False
 
     @overload
@@ -80,7 +83,8 @@ class Runner(ABC):
         Raises:
             TypeError: Too few or too many inputs, an unknown name, a wrong element type, or an
                 array on a GPU where the target does not run on one.
-            ValueError: A wrong shape, or the runner is closed.
+            ValueError: A wrong shape, extents that the network was not traced for, or the runner
+                is closed.
         """
         feeds = self._named(arrays)
         on_device = {n: DeviceArray.view(n, x) for n, x in feeds.items() if is_on_device(n, x)}
@@ -123,6 +127,8 @@ class Runner(ABC):
     def _check(self, feeds: Mapping[str, Array] | Mapping[str, DeviceArray]) -> None:
         for spec in self.inputs:
             spec.check(feeds[spec.name])
+        if self.limits.guards:
+            self.limits.check([feeds[name].shape for name in self.limits.inputs])
 
     def _outputs(self, values: Sequence[Any]) -> dict[str, Any]:
         return dict(zip(self.outputs, values, strict=True))

@@ -111,6 +111,13 @@ def read_inputs(path: Path, specs: tuple[TensorSpec, ...], batch: int) -> tuple[
     return tuple(calls)
 
 
+def wrapped(array: Array, shape: Sequence[int]) -> Array:
+    """Return an array of another shape with the same values: cut, or repeated from its start."""
+    for axis, extent in enumerate(shape):
+        array = array.take(np.arange(extent) % array.shape[axis], axis)
+    return np.ascontiguousarray(array)
+
+
 def random_inputs(
     specs: tuple[TensorSpec, ...], shapes: Mapping[str, tuple[int, ...]], seed: int
 ) -> dict[str, Array]:

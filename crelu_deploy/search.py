@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from crelu_deploy.lowerings import LOWERINGS
 from crelu_deploy.plan import ORIGINAL, PLAIN
-from crelu_deploy.racing import Arena, Choice, Verdict
+from crelu_deploy.racing import MARGIN, Arena, Choice, Verdict
 from crelu_deploy.rule import candidates
 from crelu_deploy.targets import FUNCTION
 
@@ -48,11 +48,13 @@ class Found:
         name: The fastest choice: a name in ``Entrants.choices``, or ``mix``.
         choice: Site -> lowering.
         ratios: Every form that was timed -> its time over that of the network as it is.
+        sure: Whether nothing seemed faster that the rounds were too few, or too unsteady, to tell.
     """
 
     name: str
     choice: Choice
     ratios: Mapping[str, float]
+    sure: bool = True
 
 
 def entrants(model: ir.Model, rule: Choice, *, original: bool = False) -> Entrants:
@@ -97,8 +99,9 @@ def search(
     Args:
         arena: Where to race.
         entered: What races.
-        budget: Seconds for all races; a quarter is for all forms and a quarter for the last race.
-            They take longer where a few rounds of them do.
+        budget: Seconds for all races; a quarter is for all forms and a quarter for the last race,
+            which goes on for half as much again where it is undecided. Races take longer where a
+            few rounds of them do.
         progress: Told what is being timed.
     """
     plain, choices = entered.plain, dict(entered.choices)
@@ -109,12 +112,22 @@ def search(
     mix = _improve(arena, choices[others[0]], entered.able, budget * 3 / 4, progress)
     choices = _distinct({**choices, "mix": mix})
     finalists = others[:FINALISTS] + ["mix"] * ("mix" in choices)
+    finals = {name: choices[name] for name in (plain, *finalists)}
     progress("race: the best once more")
-    last = arena.race({name: choices[name] for name in (plain, *finalists)}, budget / 4)
+    last = arena.race(finals, budget / 4)
+    if not _sure(last):
+        progress("race: the best for longer")
+        last = arena.race(finals, budget * 3 / 4)
     ratios |= {name: verdict.ratio for name, verdict in last.items()}
     winners = [name for name in finalists if last[name].wins]
     name = min(winners, key=lambda name: ratios[name], default=plain)
-    return Found(name, choices[name], ratios)
+    return Found(name, choices[name], ratios, sure=_sure(last))
+
+
+def _sure(last: Mapping[str, Verdict]) -> bool:
+    """Whether nothing seems faster than the winners that is not surely so."""
+    won = min((v.ratio for v in last.values() if v.wins), default=1.0)
+    return not any(v.ratio < won * (1 - MARGIN) and not v.wins for v in last.values())
 
 
 def _improve(

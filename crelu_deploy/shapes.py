@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crelu_deploy.errors import ExportError
@@ -144,24 +144,3 @@ def _input(
                 )
             axes.add(axis % len(shape))
     return Input(name, shape, frozenset(axes), batch)
-
-
-def varied(
-    inputs: Sequence[Input], model: Mapping[str, Sequence[int | str]]
-) -> dict[str, tuple[int, ...]]:
-    """Return other shapes that the exported model admits: a larger batch, odd other extents.
-
-    Args:
-        inputs: The example shapes.
-        model: The exported shapes, a name per dynamic axis; one name always gets one extent.
-    """
-    extents: dict[str, int] = {}
-    for one in inputs:
-        for axis, dim in enumerate(model[one.name]):
-            if isinstance(dim, str):
-                step = 1 if axis == 0 else 13
-                extents.setdefault(dim, one.shape[axis] + step)
-    return {
-        one.name: tuple(extents[dim] if isinstance(dim, str) else dim for dim in model[one.name])
-        for one in inputs
-    }

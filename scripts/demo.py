@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from crelu_deploy import deploy, load
+from crelu_deploy.deployment import Deployment
 from crelu_deploy.latency import Effort
 from crelu_deploy.render import stages
+from crelu_deploy.tables import Section, add, section
+from crelu_deploy.targets import Target
 
 TARGETS = (
     "torch",
@@ -28,9 +30,10 @@ TARGETS = (
     "openvino-bf16",
     "openvino-int8",
 )
+EFFORT = Effort(seconds=10)
 
 
-def accuracy(bundle: Path, target: str, images: np.ndarray, labels: np.ndarray) -> str:
+def accuracy(bundle: Path, target: Target, images: np.ndarray, labels: np.ndarray) -> str:
     """Return how many images one target classifies as labelled."""
     with load(bundle, target) as runner:
         (logits,) = runner(images).values()
@@ -38,8 +41,21 @@ def accuracy(bundle: Path, target: str, images: np.ndarray, labels: np.ndarray) 
     return f"{right} of {len(labels)}"
 
 
+def accuracies(done: Deployment, samples: Path) -> Section:
+    """Return a row per target: how many of the labelled images it classifies as labelled."""
+    with np.load(samples) as data:
+        images, labels = data["input"], data["label"]
+    table = section("accuracy on held-out digits", "target!", "right")
+    for made in done.builds:
+        told = f"not here: {made.error}" if made.skipped else "not built"
+        if made.passed:
+            told = accuracy(done.bundle.path, made.target, images, labels)
+        add(table, made.target, told)
+    return table
+
+
 def main(checkpoint: Path, samples: Path, out: Path) -> int:
-    """Deploy the checkpoint and print the three tables."""
+    """Deploy the checkpoint and print a table per stage, and the accuracy."""
     console = Console(highlight=False)
     done = deploy(
         checkpoint,
@@ -47,20 +63,13 @@ def main(checkpoint: Path, samples: Path, out: Path) -> int:
         targets=TARGETS,
         samples=samples,
         batches=(1, 8),
-        effort=Effort(seconds=10),
+        effort=EFFORT,
         progress=lambda step: print(f"... {step}", file=sys.stderr),
     )
-    with np.load(samples) as data:
-        images, labels = data["input"], data["label"]
-    table = Table(title="accuracy on held-out digits", title_justify="left", box=None)
-    table.add_column("target")
-    table.add_column("right", justify="right")
-    for target in TARGETS:
-        table.add_row(target, accuracy(out, target, images, labels))
     for part in stages.deployment_parts(done):
         console.print(part, markup=False)
         console.print()
-    console.print(table)
+    console.print(accuracies(done, samples))
     return 1 if done.failed else 0
 
 

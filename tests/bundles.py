@@ -1,4 +1,4 @@
-"""A small bundle made without PyTorch: one convolution, one site, two samples."""
+"""A small bundle made without PyTorch: one convolution, one site, two samples; and its noise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from graphs import Case, model, values
 
-from crelu_deploy import op
+from crelu_deploy import load, op
 from crelu_deploy.bundle import MODEL, SAMPLES, Bundle
 from crelu_deploy.manifest import FORMAT
 from crelu_deploy.runner import TensorSpec
@@ -42,3 +42,14 @@ def write_bundle(path: Path) -> Bundle:
         targets={},
     )
     return bundle
+
+
+def decibels(bundle: Path, target: str) -> float:
+    """Return the ratio of signal to noise of a target with one output, over a bundle's samples."""
+    signal = noise = 0.0
+    with load(bundle, target, threads=1) as runner:
+        for sample in Bundle.open(bundle).samples:
+            (actual,), (expected,) = runner(sample.inputs).values(), sample.outputs.values()
+            signal += float((expected**2).sum())
+            noise += float(((actual - expected) ** 2).sum())
+    return float(10 * np.log10(signal / noise))

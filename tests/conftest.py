@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import gc
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch: more threads only wait here
 
 import pytest
 
@@ -13,6 +19,32 @@ from crelu_deploy import plan
 from crelu_deploy.serving.environment import VARIABLE, default_folder
 
 DIGITS = Path(__file__).resolve().parent.parent / "examples" / "digits_crelu.pt"
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the imports made out of garbage collection, which tests and programs ask for."""
+    _keep_translations()
+    gc.collect()
+    gc.freeze()
+
+
+def _keep_translations() -> None:
+    """Let PyTorch read its translations to ONNX once; each export reads them again otherwise."""
+    if "torch" not in sys.modules:
+        return
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        read = functools.cache(ONNXRegistry.from_torchlib)
+    except (ImportError, AttributeError):  # another version of PyTorch: slower, that is all
+        return
+
+    def copied(*opset: int, **named: int) -> ONNXRegistry:
+        registry = copy.copy(read(*opset, **named))
+        registry.functions = {name: [*found] for name, found in registry.functions.items()}
+        return registry
+
+    ONNXRegistry.from_torchlib = staticmethod(copied)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,6 +55,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(plan, "RACE", 0.0)  # a test that is about a race says how long it is
         yield
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Begin on one thread: what an earlier test set would make small sums wait for each other."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", name="digits")

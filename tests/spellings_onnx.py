@@ -96,6 +96,14 @@ AFFINE = {
     "shift taken away": (f"float[1,8,1,1] s = {EIGHT}", "t = Sub(c, s) y = Relu(t)"),
     "scalar": ("float s = {0.5}", "t = Mul(c, s) y = Relu(t)"),
     "scalars": ("float s = {0.5}, float[1] b = {2}", "t = Mul(c, s) u = Add(t, b) y = Relu(u)"),
+    "scale of the second half": (
+        "float[8,1,1] s = {1, 1, 1, 1, 2, 2, 2, 2}",
+        "t = Mul(c, s) y = Relu(t)",
+    ),
+    "shift and scale": (
+        "float[8,1,1] s = {1, 2, 4, 8, 1, 2, 4, 8}, float b = {0.5}",
+        "t = Add(c, b) u = Mul(t, s) y = Relu(u)",
+    ),
     "scale and shift": (
         f"float[8,1,1] s = {EIGHT}, float[1,8,1,1] b = {EIGHT}",
         "t = Mul(c, s) u = Add(t, b) y = LeakyRelu(u)",
@@ -117,7 +125,10 @@ LOOKALIKES = {
     "another tensor": "a = Sigmoid(x) b = Softmax<axis=1>(x) n = Neg(b) p = Relu(a) q = Relu(n)"
     " y = Concat<axis=1>(p, q)",
     "training dropout": "n = Neg(x) c = Concat<axis=1>(x, n) d = Dropout(c, half, yes) y = Relu(d)",
+    "training batch norm": "n = Neg(x) c = Concat<axis=1>(x, n)"
+    " b = BatchNormalization<training_mode=1>(c, eight, eight, eight, eight) y = Relu(b)",
     "slope per channel": "n = Neg(x) c = Concat<axis=1>(x, n) y = PRelu(c, slopes)",
+    "slopes nearly the same": "n = Neg(x) c = Concat<axis=1>(x, n) y = PRelu(c, near)",
     "shift per pixel": "n = Neg(x) c = Concat<axis=1>(x, n) t = Add(c, pixels) y = Relu(t)",
     "wider by a constant": "n = Neg(x) p = Relu(x) t = Add(n, wide) q = Relu(t)"
     " r = Relu(wide) u = Add(p, r) y = Concat<axis=1>(u, q)",
@@ -140,5 +151,7 @@ LOOKALIKES = {
 LOOKALIKE_CONSTANTS = (
     "float half = {0.5}, float from = {0.7}, float until = {0.72}, float[3] three = {1,2,3},"
     " bool yes = {1}, float low = {-1e6}, float high = {1e6}, float[3,1] pixels = {1,2,3},"
+    " float[8] eight = {1,2,3,4,5,6,7,8},"
+    " float[8,1,1] near = {0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.100001},"
     " float[2,1,1,1,1] wide = {0,0}, float[8,1,1] slopes = {0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8}"
 )

@@ -265,3 +265,8 @@ def test_every_sample_is_checked_and_the_failing_one_is_named():
         assert not result.passed
         assert result.worst == f"sample {i} y[0]: expected 2.0, got 3.0"
     assert check(outputs(Doubler(2), samples), samples, Tolerance(1, 0)).passed
+
+
+def test_the_limit_of_the_score_is_one() -> None:
+    scores = (1.0, math.nextafter(1.0, 2.0), math.inf)
+    assert [Comparison(s, 0.0, "y").passed for s in scores] == [True, False, False]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from tables import mostly
 
 torch = pytest.importorskip("torch")
 
@@ -41,6 +43,27 @@ KINDS = {
 }
 
 
+@cache
+def numbers(kind: str, model: Path) -> str:
+    """Return what an analysis prints as JSON; made once."""
+    return analyze(kind, model, "--json", *KINDS[kind][0]).stdout
+
+
+@pytest.fixture(scope="module")
+def drawn(digits, tmp_path_factory):
+    """A function that makes the picture of an analysis, once; it returns text and path."""
+
+    @cache
+    def draw(kind: str) -> tuple[str, Path]:
+        pytest.importorskip("PIL.Image", reason="pictures need Pillow")
+        pytest.importorskip("matplotlib", reason="plots need matplotlib")
+        folder = tmp_path_factory.mktemp(kind) / "plots"
+        text = analyze(kind, digits, *KINDS[kind][0], "-o", str(folder)).stdout
+        return text, folder / f"{kind}.png"
+
+    return draw
+
+
 def analyze(kind: str, model: Path, *options: str):
     arguments = ["analyze", kind, str(model), "-q", *options]
     return CliRunner().invoke(paper.cli, arguments, standalone_mode=False, catch_exceptions=False)
@@ -48,8 +71,8 @@ def analyze(kind: str, model: Path, *options: str):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_numbers(digits, kind):
-    options, count, fields = KINDS[kind]
-    found = json.loads(analyze(kind, digits, "--json", *options).stdout)
+    _, count, fields = KINDS[kind]
+    found = json.loads(numbers(kind, digits))
     assert found["analysis"] == kind
     assert found["plot"] is None
     assert len(found["layers"]) == count
@@ -57,12 +80,9 @@ def test_numbers(digits, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_picture(digits, tmp_path, kind):
+def test_picture(drawn, kind):
+    text, path = drawn(kind)
     image = pytest.importorskip("PIL.Image", reason="pictures need Pillow")
-    pytest.importorskip("matplotlib", reason="plots need matplotlib")
-    options = KINDS[kind][0]
-    text = analyze(kind, digits, *options, "-o", str(tmp_path / "plots")).stdout
-    path = tmp_path / "plots" / f"{kind}.png"
     assert f"wrote    {path}" in text
     with image.open(path) as picture:
         colours = picture.convert("RGB").getcolors(1 << 24)
@@ -71,6 +91,12 @@ def test_picture(digits, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_text_beside_a_picture_names_every_layer_whole(drawn, kind):
+    text, _ = drawn(kind)
+    assert all(f"conv{i + 1}" in text for i in range(KINDS[kind][1]))
+
+
+@mostly("kind", KINDS, fast=["pairing", "outgoing", "signs"])
 def test_text_names_every_layer_whole(digits, kind):
     options, count, _ = KINDS[kind]
     text = analyze(kind, digits, *options).stdout
@@ -78,7 +104,7 @@ def test_text_names_every_layer_whole(digits, kind):
 
 
 def test_invariance_states_its_terms(digits):
-    found = json.loads(analyze("invariance", digits, "--json", *KINDS["invariance"][0]).stdout)
+    found = json.loads(numbers("invariance", digits))
     terms = {key: found[key] for key in ("rate", "best", "images", "minimum", "position")}
     assert terms == {"rate": 0.2, "best": 0.2, "images": 100, "minimum": 20, "position": "centre"}
     assert "rotations by 5, 10 and 15 degrees" in found["moves"]
@@ -86,8 +112,7 @@ def test_invariance_states_its_terms(digits):
 
 
 def test_reconstruction_of_a_trained_network(digits):
-    options = ("--json", "--data", SAMPLES, "--depth", "2")
-    found = json.loads(analyze("reconstruction", digits, *options).stdout)
+    found = json.loads(numbers("reconstruction", digits))
     first, second = found["stacks"]
     assert first["error"] < 1e-8
     assert first["controls"]["relu"] > 0.3

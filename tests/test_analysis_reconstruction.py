@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from real_models import real_model
+from tables import mostly, thorough
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -237,10 +238,11 @@ def trained() -> tuple:
     return find_stages(loaded.module, tuple(image.shape))[:4], image
 
 
-def test_a_trained_network_down_to_the_image(trained):
+@mostly("depth", [3, 4], fast=[3])
+def test_a_trained_network_down_to_the_image(trained, depth):
     stages, image = trained
-    found = invert_stacks(stages, image)
-    assert [stack.name for stack in found] == ["conv1", "conv2", "conv3", "conv4"]
+    found = invert_stacks(stages[:depth], image)
+    assert [stack.name for stack in found] == ["conv1", "conv2", "conv3", "conv4"][:depth]
     errors = [stack.error for stack in found]
     assert errors[0] < 1e-8
     assert errors == sorted(errors)
@@ -259,6 +261,7 @@ def test_layers_of_a_trained_network(trained):
     assert max(second.residual, second.idempotence) < 1e-6
 
 
+@thorough
 def test_faceboxes_first_layers_are_projections():
     loaded = checkpoint.load(real_model("faceboxes-3ddfa/FaceBoxesProd.pth"))
     x = noise(1, 3, 32, 32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from tables import mostly
 
 from crelu_deploy.cli import run
 
@@ -217,7 +219,8 @@ def test_verify_and_bench_json(bundle: Path, capsys: pytest.CaptureFixture[str])
     found = read(["verify", str(bundle), "-t", "torch", "-t", "ort-cpu"], capsys)
     assert found.keys() == {"passed", "targets"}
     assert found["passed"] is True
-    fields = ["target", "passed", "skipped", "score", "max_abs", "worst", "agreement", "proof"]
+    texts = ["worst", "agreement", "proof", "note"]
+    fields = ["target", "passed", "skipped", "score", "max_abs", *texts]
     assert [list(target) for target in found["targets"]] == [fields] * 2
     assert [target["target"] for target in found["targets"]] == ["torch", "ort-cpu:auto"]
     found = read(["bench", str(bundle), "-t", "ort-cpu", *QUICK, "--batch", "1,2"], capsys)
@@ -295,7 +298,7 @@ def process(*arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("step", ["start PyTorch", "export to ONNX"])
+@mostly("step", ["start PyTorch", "export to ONNX"], fast=["export to ONNX"])
 def test_ctrl_c_leaves_the_earlier_bundle(step: str, bundle: Path, digits: Path) -> None:
     before = contents(bundle)
     running = process("export", str(digits), "-o", str(bundle), "--seed", "5")
@@ -368,3 +371,24 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "-q"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in states)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["export", "m.pt"], ["deploy", "m.pt"], ["zoo"], ["analyze", "pairing", "m.pt"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_without_pytorch_the_way_out_is_said(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("m.pt").write_bytes(b"")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert run(arguments) == 1
+    assert capsys.readouterr().err == (
+        "error: this needs the package torch, which is not installed; "
+        "run: pip install 'crelu-deploy[torch]'\n"
+    )

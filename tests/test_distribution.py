@@ -7,6 +7,7 @@ is downloaded. It goes into an empty environment, which finds its dependencies w
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -29,7 +30,10 @@ HOOK = "from setuptools import build_meta; print(build_meta.build_{kind}({folder
 
 
 def command(*words: str | Path, folder: Path) -> str:
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        words, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -22,6 +22,7 @@ import click
 import onnx
 import pytest
 from pages import DOCS, PAGES, ROOT, Block, agrees, blocks
+from tables import mostly
 
 import crelu_deploy
 from crelu_deploy.cli import run
@@ -35,8 +36,10 @@ g (float[N,3,8,8] x) => (float[N,4,6,6] y, float[N,4,6,6] no_crelu)
 
 BRIEF = {
     "bench": ("--runs", "5", "--seconds", "1"),
-    "deploy": ("--runs", "5", "--seconds", "1", "--budget", "1"),
-    "plan": ("--budget", "1"),
+    "deploy": ("--runs", "5", "--seconds", "1", "--budget", "0.2"),
+    "export": ("--budget", "0.2"),
+    "optimize": ("--budget", "0.2"),
+    "plan": ("--budget", "0.2"),
 }
 """Verb -> options with which a test runs it: the same results, measured for a shorter time."""
 
@@ -201,8 +204,12 @@ def synopses() -> list[str]:
     return list(dict.fromkeys(row for row in rows if row.split()[1] not in NOT_TRIED))
 
 
+SAME = ("crelu deploy MODEL -t TARGET", "crelu-export MODEL")
+"""Synopses that differ from another in one option, or in the name of the program."""
+
+
 @pytest.mark.torch
-@pytest.mark.parametrize("synopsis", synopses())
+@mostly("synopsis", synopses(), fast=[line for line in synopses() if line not in SAME])
 def test_a_synopsis_runs(synopsis: str, perform: Perform) -> None:
     words = [PLACES.get(word, word) for word in synopsis.split()]
     if words[1] in ("build", "verify", "bench", "report") and words[-1] == words[1]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from graphs import ALL, OFF
 from real_models import real_model
+from tables import mostly, thorough
 
 from crelu_deploy import checkpoint, export, optimize
 from crelu_deploy.bundle import Bundle
@@ -33,7 +34,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory):
 
     @cache
     def bundle_of(name: str) -> Bundle:
-        torch.set_num_threads(2)
+        torch.set_num_threads(1)
         out = tmp_path_factory.mktemp("faceboxes") / name
         shape = "1x3x160x224"
         return export(real_model(CHECKPOINTS[name]), out, inputs=[shape], dynamic=["2,3"])
@@ -41,6 +42,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory):
     return bundle_of
 
 
+@thorough
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_the_graph_has_two_sites_and_one_function(exported, name: str) -> None:
     bundle = exported(name)
@@ -55,6 +57,7 @@ def test_the_graph_has_two_sites_and_one_function(exported, name: str) -> None:
     assert all(site["foldable"] for site in bundle.manifest["sites"])
 
 
+@thorough
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_onnx_runtime_agrees_with_pytorch(exported, name: str) -> None:
     """At 720 by 1080, and at an odd size with a batch of two: neither was an example."""
@@ -76,7 +79,7 @@ def test_onnx_runtime_agrees_with_pytorch(exported, name: str) -> None:
 STEM = ["Conv", "Relu", "MaxPool"] * 2
 
 
-@pytest.mark.parametrize("name", ["3ddfa", "foreign"])
+@mostly("name", ["3ddfa", "foreign"], fast=["foreign"])
 def test_folding_changes_no_bit(exported, name: str, tmp_path: Path) -> None:
     source = real_model(FOREIGN) if name == "foreign" else exported(name).path / "model.onnx"
     folded = tmp_path / "folded.onnx"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from tables import crossed, mostly, thorough
 
 torch = pytest.importorskip("torch")
 
@@ -111,9 +112,9 @@ def interpret(kernel: Any, case: Case, dtype: Any, values: Any, tile: Any = None
     return y
 
 
-@EVERY_CASE
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-def test_the_kernel_is_exact_on_whole_numbers(kernel: Any, case: Case, dtype: Any) -> None:
+@crossed(name=CASES, kind=["float16", "float32"])
+def test_the_kernel_is_exact_on_whole_numbers(kernel: Any, name: str, kind: str) -> None:
+    case, dtype = CASES[name], getattr(torch, kind)
     values = arguments(case)
     y = interpret(kernel, case, dtype, values)
     assert torch.equal(y, reference(case, *values).to(dtype))
@@ -185,11 +186,11 @@ TENSOR_CORE = {80: r"mma\.sync\S*", 90: r"wgmma\.mma_async\S*"}
     ("architecture", "dtype", "channels", "precision", "factors"),
     [
         (80, "fp16", 96, "ieee", "f16"),
-        (80, "bf16", 96, "ieee", "bf16"),
+        pytest.param(80, "bf16", 96, "ieee", "bf16", marks=thorough),
         (80, "fp32", 96, "ieee", None),
         (80, "fp32", 96, "tf32", "tf32"),
         (90, "fp16", 24, "ieee", "f16"),
-        (90, "fp32", 96, "ieee", None),
+        pytest.param(90, "fp32", 96, "ieee", None, marks=thorough),
     ],
 )
 def test_machine_code(
@@ -272,7 +273,7 @@ def test_the_operator_on_the_cpu(case: Case, dtype: Any) -> None:
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("name", ["no bias", "uneven", "one of each"])
+@mostly("name", ["no bias", "uneven", "one of each"], fast=["no bias", "uneven"])
 def test_pytorch_s_own_check_of_an_operator(name: str) -> None:
     case = CASES[name]
     tensors = [v if v is None else v.float().requires_grad_() for v in arguments(case)]

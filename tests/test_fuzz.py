@@ -18,6 +18,7 @@ from fuzz_networks import LOOKALIKE, Network, networks
 from hypothesis import HealthCheck, given, settings
 from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
+from tables import thorough
 
 from crelu_deploy.lowerings import Lowered, lower
 from crelu_deploy.op import DOMAIN
@@ -131,9 +132,16 @@ def _check(network: Network) -> None:
     _compare(network, result)
 
 
-@FUZZ
+@settings(FUZZ, max_examples=EXAMPLES if LONG else EXAMPLES // 4)
 @given(networks())
 def test_lowered_networks_compute_the_same(network: Network) -> None:
+    _check(network)
+
+
+@thorough
+@FUZZ
+@given(networks())
+def test_four_times_as_many_networks_compute_the_same(network: Network) -> None:
     _check(network)
 
 

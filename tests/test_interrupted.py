@@ -13,6 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 from bundles import write_bundle
+from tables import mostly, thorough
 
 from crelu_deploy import cli, pipeline
 from crelu_deploy.bundle import Bundle, check_destination
@@ -174,15 +175,28 @@ def test_folders_in_use_and_of_others_are_left_alone(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {other.name for other in others}
 
 
+def test_what_was_left_for_a_long_name_is_removed_too(tmp_path):
+    def leave() -> None:
+        with scratch(tmp_path / ("a" * 200)):
+            die()
+
+    killed(leave)
+    assert len(names(tmp_path)) == 1
+    write_text(tmp_path / ("a" * 200), "x")
+    assert names(tmp_path) == {"a" * 200}
+
+
 @pytest.mark.parametrize("name", ["a" * 255, "ä" * 127, "b" * 241])
 def test_long_names_have_room_for_their_hidden_folder(tmp_path, name):
     write_text(tmp_path / name, "x")
     assert names(tmp_path) == {name}
 
 
+@thorough
 @pytest.mark.slow
 @pytest.mark.torch
 def test_random_kills():
+    """At random moments; the tests above kill at those that matter."""
     pytest.importorskip("torch")
     script = ROOT / "scripts" / "kill_test.py"
     done = subprocess.run(
@@ -231,7 +245,7 @@ def heavy(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("room", [1 << 24, 150 << 20, 230 << 20])
+@mostly("room", [1 << 24, 150 << 20, 230 << 20], fast=[1 << 24, 150 << 20])
 def test_too_little_memory_is_one_line(tmp_path, heavy, room):
     before = names(tmp_path)
     out = tmp_path / "out.onnx"

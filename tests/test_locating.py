@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from graphs import IMAGE, Case, model, run, values
+from tables import mostly
 
 from crelu_deploy import Bundle, Options, Target, build
 from crelu_deploy.accuracy import Tolerance
@@ -314,7 +315,7 @@ def polygraphy(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["part", "whole"])
+@mostly("case", ["part", "whole"], fast=["part"])
 def test_polygraphy_alone_shows_the_difference(case: str, tmp_path: Path) -> None:
     pytest.importorskip("polygraphy", reason="Polygraphy is not installed")
 

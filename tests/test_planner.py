@@ -30,6 +30,13 @@ def test_a_plan_survives_a_file(tmp_path):
         ({"choice": 7}, "not a plan"),
         ({"ratios": {"mix": "fast"}}, "not a plan"),
         ({"key": None}, "not a plan"),
+        ({"key": {"inputs": 5}}, "no list of names and shapes"),
+        ({"key": {"inputs": [{"x": 5}]}}, "no list of names and shapes"),
+        ({"key": {"threads": "all"}}, "are no number"),
+        ({"how": None}, "a plan made 'None'"),
+        ({"ratios": {"mix": 10**400}}, "is no number above 0"),
+        ({"ratios": {"mix": float("nan")}}, "is no number above 0"),
+        ({"ratios": {"mix": -1}}, "is no number above 0"),
     ],
 )
 def test_damaged_plans_are_refused(tmp_path, change, message):

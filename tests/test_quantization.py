@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from bundles import write_bundle
+from bundles import decibels, write_bundle
 from graphs import Case, model, values
 from onnx import numpy_helper
 
-from crelu_deploy import Bundle, Options, build, load, verify
+from crelu_deploy import Bundle, Options, build, verify
 from crelu_deploy.errors import BuildError
 from crelu_deploy.lowerings import lower
 from crelu_deploy.quantization import quantize_file, quantized_layers
@@ -51,6 +51,17 @@ def test_weights_per_channel_activations_per_tensor(lowering: str, channels: int
     assert scales(proto, np.int8) == [channels]
     assert set(scales(proto, np.uint8)) == {1}
     assert quantized_layers(tmp_path / "m.onnx") == 1
+
+
+@pytest.mark.parametrize(("bits", "largest"), [(8, 127), (7, 64)])
+def test_products_of_weights_of_7_bits_fit_into_16(bits: int, largest: int, tmp_path: Path):
+    path = tmp_path / "m.onnx"
+    save_model(lower(model(CONV), "fold").model, path)
+    quantize_file(path, SAMPLES, bits=bits)
+    tensors = (numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer)
+    (weights,) = (t.astype(int) for t in tensors if t.dtype == np.int8 and t.ndim == 4)
+    assert np.abs(weights).max() == largest
+    assert (2 * 255 * largest < 2**15) == (bits == 7)
 
 
 def test_a_softmax_stays_in_float(tmp_path: Path):
@@ -127,17 +138,6 @@ def test_only_float32_becomes_int8(dtype: str, tmp_path: Path):
         quantizer.quantize(bundle, INT8)
 
 
-def decibels(bundle: Path, target: str) -> float:
-    """Return the ratio of signal to quantisation noise over the bundle's samples."""
-    signal = noise = 0.0
-    with load(bundle, target, threads=1) as runner:
-        for sample in Bundle.open(bundle).samples:
-            (actual,), (expected,) = runner(sample.inputs).values(), sample.outputs.values()
-            signal += float((expected**2).sum())
-            noise += float(((actual - expected) ** 2).sum())
-    return 10 * np.log10(signal / noise)
-
-
 @pytest.mark.torch
 def test_folding_first_is_more_accurate(digits: Path, tmp_path: Path):
     torch = pytest.importorskip("torch")
@@ -149,9 +149,8 @@ def test_folding_first_is_more_accurate(digits: Path, tmp_path: Path):
     forms = ("fold", "auto", "complement")
     build(bundle, [f"ort-cpu-int8:{form}" for form in forms], ONE)
     fold, auto, complement = (decibels(bundle, f"ort-cpu-int8:{form}") for form in forms)
-    assert fold > auto + 1
-    assert auto > complement + 1
-    assert complement > 30
+    assert fold > complement + 1
+    assert min(auto, complement) > 25
     (found,) = verify(bundle, ["ort-cpu-int8"], ONE)
     assert found.passed
     assert found.agreement is not None

@@ -19,6 +19,7 @@ from crelu_deploy.racing import Arena, Choice
 from crelu_deploy.rule import READERS, Preference, Rule
 from crelu_deploy.search import Entrants, Found
 
+TAIL = {"w": (4, 3, 3, 3), "b": (4,), "v": (5, 8, 1, 1)}
 SHAPE = {"x": (2, 3, 9, 9)}
 INPUT = ["2x3x9x9"]
 
@@ -55,10 +56,32 @@ def test_where_no_form_is_faster_the_original_is_written(source, tmp_path, monke
     np.testing.assert_array_equal(run(out, SHAPE), run(source, SHAPE))
 
 
-def test_what_was_pruned_is_kept_though_no_form_is_faster(source, tmp_path, monkeypatch):
+@pytest.mark.parametrize("dead", [True, False])
+def test_what_was_pruned_is_kept_though_no_form_is_faster(dead, tmp_path, monkeypatch):
     monkeypatch.setattr(planner, "search", found(ORIGINAL))
+    graph = Graph(f"{CONV} {LATE.replace('y =', 'e =')} y = Conv(e, v)", weights=TAIL)
+    source = saved(graph, tmp_path)
+    if dead:
+        network = onnx.load(source)
+        (v,) = (w for w in network.graph.initializer if w.name == "v")
+        array = onnx.numpy_helper.to_array(v).copy()
+        array[:, 1] = 0
+        v.CopyFrom(onnx.numpy_helper.from_array(array, "v"))
+        onnx.save(network, source)
     done = optimize(source, tmp_path / "out.onnx", inputs=INPUT, race=1, prune=True)
-    assert set(done.lowerings.values()) == {PLAIN}
+    assert bool(done.removed) is dead
+    assert set(done.lowerings.values()) == ({PLAIN} if dead else set())
+
+
+def test_what_noise_left_undecided_is_measured_anew(source, tmp_path, monkeypatch):
+    def undecided(arena: Arena, entered: Entrants, budget: float, progress: object) -> Found:
+        assert not arena.journal.rounds("race", 1)
+        arena.journal.add("race", [1.0, 1.0])
+        return Found(ORIGINAL, {}, {ORIGINAL: 1.0}, sure=False)
+
+    monkeypatch.setattr(planner, "search", undecided)
+    for _ in range(2):
+        optimize(source, tmp_path / "out.onnx", inputs=INPUT, race=1)
 
 
 def test_a_real_race_is_against_the_original(source, tmp_path):
@@ -100,6 +123,16 @@ def test_the_command_line_races_unless_told_not_to(name, source, tmp_path, capsy
     text = " ".join(capsys.readouterr().out.split())
     assert "timed measured here on 2x3x9x9, " in text
     assert "ratio to the original" in text
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1"])
+def test_a_budget_is_a_finite_number(seconds, source, tmp_path, capsys):
+    out = tmp_path / "out.onnx"
+    assert crelu(["optimize", str(source), "-o", str(out), "--budget", seconds]) == 2
+    assert "--budget" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="expected a number, 0 or more"):
+        optimize(source, out, inputs=INPUT, race=float(seconds))
+    assert not out.exists()
 
 
 @pytest.mark.torch

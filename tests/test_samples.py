@@ -20,6 +20,7 @@ from crelu_deploy.samples import (
     random_inputs,
     read_inputs,
     save_samples,
+    wrapped,
 )
 
 X = np.array([[1.5, -0.0, math.nan], [math.inf, -1e-45, 3.0]], np.float32)
@@ -210,3 +211,19 @@ def test_random_inputs_have_the_type_and_are_seeded(dtype):
 def test_random_inputs_take_the_given_shapes():
     found = random_inputs(SPECS, {"x": (0, 3), "m": (5,)}, 0)
     assert {name: array.shape for name, array in found.items()} == {"x": (0, 3), "m": (5,)}
+
+
+# shape before, shape after -> which elements of 0, 1, 2, ... there are
+WRAPPED = {
+    "the same": ((2, 3), (2, 3), [[0, 1, 2], [3, 4, 5]]),
+    "cut": ((2, 3), (1, 2), [[0, 1]]),
+    "repeated": ((1, 2), (3, 3), [[0, 1, 0]] * 3),
+    "both": ((2, 3), (3, 2), [[0, 1], [3, 4], [0, 1]]),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_an_array_is_cut_or_repeated(name):
+    before, after, expected = WRAPPED[name]
+    array = np.arange(np.prod(before)).reshape(before)
+    np.testing.assert_array_equal(wrapped(array, after), expected)

@@ -4,9 +4,11 @@ goes on where it was stopped."""
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 from clock import Cost, Simulated, busy, quiet, wandering
 from graphs import Case, model
@@ -52,6 +54,10 @@ LANDSCAPES = {
         {f"{site} {form}": -1 for site in SITES for form in FORMS[1:]},
         dict.fromkeys(SITES, "primitive"),
     ),
+    "a gain below the margin beside a large one": (
+        {"a split": 2, "c mirror": 0.05},
+        {"a": "split", "b": "split", "c": "primitive"},
+    ),
     "a gain below the margin": ({"a fold": 0.05}, dict.fromkeys(SITES, "primitive")),
     "nothing matters": ({}, dict.fromkeys(SITES, "primitive")),
 }
@@ -85,6 +91,18 @@ def test_no_noise_makes_it_choose_what_is_slower(name, noise):
 def test_what_cannot_be_told_apart_is_left_as_it_is():
     kept = [searched(Simulated(summed({}), busy, seed=seed)).name for seed in range(40)]
     assert kept == [PLAIN] * 40
+
+
+def test_what_only_seems_faster_is_told():
+    def flighty(generator: np.random.Generator, calls: int) -> np.ndarray:
+        return np.exp(generator.normal(0, 2, calls))
+
+    saved = {f"{site} mirror": 2 for site in SITES}
+    found = [searched(Simulated(summed(saved), flighty, seed=n), budget=3) for n in range(10)]
+    assert {one.name for one in found} == {PLAIN}
+    assert sum(not one.sure for one in found) >= 3
+    assert searched(Simulated(summed(saved), quiet), budget=3).sure
+    assert searched(Simulated(summed({}), quiet), budget=3).sure
 
 
 def test_a_form_that_is_slower_in_one_way_of_calling_is_not_chosen():
@@ -174,6 +192,7 @@ DAMAGE = {
     "infinite": lambda line: line.replace("]", ", Infinity]"),
     "another form": lambda line: '{"race": 1}',
     "deep": lambda line: "[" * 10_000,
+    "a number without end": lambda line: f'["r", 1{"0" * 400}, 2]',
     "not text": lambda line: "\udcff",
 }
 
@@ -190,13 +209,46 @@ def test_a_damaged_line_is_measured_again(tmp_path, name):
     assert timer.measured == 1
 
 
+def test_what_follows_a_line_that_was_cut_off_is_kept(tmp_path):
+    kept = tmp_path / "kept.jsonl"
+    searched(Simulated(MIX), kept=kept)
+    kept.write_text(kept.read_text()[:-7])
+    searched(Simulated(MIX), kept=kept)
+    timer = Simulated(MIX)
+    searched(timer, kept=kept)
+    assert timer.measured == 0
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch):
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert journal({"model": "a"}).path is None
+
+
 def test_a_journal_is_for_one_place_and_can_be_forgotten(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    journal({"model": "a", "device": "x"}, fresh=False).add("race", [1.0, 2.0, 3.0])
-    assert journal({"device": "x", "model": "a"}, fresh=False).rounds("race", 2)
-    assert not journal({"model": "a", "device": "y"}, fresh=False).rounds("race", 2)
-    assert not journal({"model": "a", "device": "x"}, fresh=False).rounds("race", 3)
-    assert not journal({"model": "a", "device": "x"}, fresh=True).rounds("race", 2)
+    journal({"model": "a", "device": "x"}).add("race", [1.0, 2.0, 3.0])
+    assert journal({"device": "x", "model": "a"}).rounds("race", 2)
+    assert not journal({"model": "a", "device": "y"}).rounds("race", 2)
+    assert not journal({"model": "a", "device": "x"}).rounds("race", 3)
+    journal({"model": "a", "device": "x"}).forget()
+    assert not journal({"model": "a", "device": "x"}).rounds("race", 2)
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a pipe", "in a file"])
+def test_a_cache_that_cannot_be_used_is_done_without(tmp_path, kind):
+    path = tmp_path / "kept.jsonl" if kind != "in a file" else tmp_path / "file" / "kept.jsonl"
+    if kind == "a folder":
+        path.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.parent.write_text("no folder")
+    timer = Simulated(MIX)
+    assert searched(timer, kept=path) == searched(Simulated(MIX))
 
 
 def test_the_entrants_of_a_network():

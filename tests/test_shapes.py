@@ -7,7 +7,7 @@ import re
 import pytest
 
 from crelu_deploy.errors import ExportError
-from crelu_deploy.shapes import Input, parse_axes, parse_shape, resolve, varied
+from crelu_deploy.shapes import Input, parse_axes, parse_shape, resolve
 
 SHAPES = {
     "1x3x224x224": ("", (1, 3, 224, 224)),
@@ -171,29 +171,3 @@ def test_impossible_inputs(names, defaults, texts, dynamic, message):
     shapes = [parse_shape(text) for text in texts.split()]
     with pytest.raises(ExportError, match=message):
         resolve(names, defaults, shapes, [parse_axes(text) for text in dynamic.split()])
-
-
-# example shapes, exported shapes -> other shapes
-VARIED = {
-    "fixed": ({"x": (1, 3)}, {"x": (1, 3)}, {"x": (1, 3)}),
-    "batch": ({"x": (1, 3)}, {"x": ("batch", 3)}, {"x": (2, 3)}),
-    "larger-batch": ({"x": (4, 3)}, {"x": ("batch", 3)}, {"x": (5, 3)}),
-    "image": ({"x": (1, 3, 8, 8)}, {"x": ("N", 3, "H", "W")}, {"x": (2, 3, 21, 21)}),
-    "square": ({"x": (1, 3, 8, 8)}, {"x": (1, 3, "S", "S")}, {"x": (1, 3, 21, 21)}),
-    "shared-batch": (
-        {"a": (1, 3), "b": (1, 5)},
-        {"a": ("N", 3), "b": ("N", 5)},
-        {"a": (2, 3), "b": (2, 5)},
-    ),
-    "one-of-two": (
-        {"a": (1, 3), "b": (2, 5)},
-        {"a": ("N", 3), "b": (2, 5)},
-        {"a": (2, 3), "b": (2, 5)},
-    ),
-}
-
-
-@pytest.mark.parametrize(("shapes", "exported", "expected"), VARIED.values(), ids=VARIED)
-def test_other_shapes_that_a_model_admits(shapes, exported, expected):
-    inputs = [Input(name, shape) for name, shape in shapes.items()]
-    assert varied(inputs, exported) == expected

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tables import mostly
 
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.pipeline import feeds_of, load
@@ -23,7 +24,7 @@ import soak  # noqa: E402
 pytestmark = pytest.mark.torch
 
 
-@pytest.mark.parametrize("target", ["ort-cpu:function", "ort-cpu:auto", "torch"])
+@mostly("target", ["ort-cpu:function", "ort-cpu:auto", "torch"], fast=["ort-cpu:auto"])
 def test_results_and_memory_stay_the_same(shared_bundle, target):
     line, good = soak.soak(Bundle.open(shared_bundle), target, 2000)
     assert good, line

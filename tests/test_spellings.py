@@ -18,6 +18,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from spellings import CHANNELS, LOOKALIKES, OPAQUE, PRODUCERS, SPELLINGS, Written
+from tables import crossed
 from torch import nn
 
 from crelu_deploy.op import ACTIVATIONS, DOMAIN
@@ -185,8 +186,7 @@ def test_a_site_that_no_node_expresses_is_reported(exporter: str) -> None:
     assert "instance norm" in opaque.reason
 
 
-@pytest.mark.parametrize("exporter", OPSETS)
-@pytest.mark.parametrize("name", PRODUCERS)
+@crossed(name=PRODUCERS, exporter=OPSETS)
 def test_every_producer_has_its_channel_axis(name: str, exporter: str) -> None:
     torch.manual_seed(1)
     net, example = PRODUCERS[name]()

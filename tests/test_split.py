@@ -122,8 +122,8 @@ def test_float16() -> None:
     lowered = lower(original, "split")
     assert lowered.applied == {"site": "split"}
     check(lowered.model)
-    x = values("x", case.x, np.float16)
-    assert_close(run(lowered.model, x)[0], run(original, x)[0], 2e-3)
+    x = values("x", case.x, np.float16)  # ARM64 adds up in float16, x86-64 in float32
+    assert_close(run(lowered.model, x)[0], run(original, x)[0], 5e-3)
 
 
 REFUSALS = {

@@ -9,6 +9,7 @@ import sys
 import textwrap
 
 import pytest
+from tables import thorough
 
 from crelu_deploy.doctor import diagnose
 from crelu_deploy.environment import cpu_name, environment, versions
@@ -108,7 +109,7 @@ BROKEN = "ImportError('libcudart.so.13: cannot open shared object file')"
     [
         ("ort-cpu", "onnxruntime", "ort"),
         ("torch", "torch", "torch"),
-        ("torch-compile", "torch", "torch"),
+        pytest.param("torch-compile", "torch", "torch", marks=thorough),
     ],
 )
 def test_a_missing_runtime_is_named_with_the_command_that_brings_it(backend, missing, extra):

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from tables import mostly
 
 from crelu_deploy import Bundle, pipeline
 from crelu_deploy.cli import run
@@ -41,9 +42,10 @@ def test_at_least_two_callers(threads, callers):
 
 
 @pytest.mark.torch
-def test_rows_and_memory_of_what_was_timed(bundle):
+@mostly("batches", [(4,), (1, 4)], fast=[(4,)])
+def test_rows_and_memory_of_what_was_timed(bundle, batches):
     opened = Bundle.open(bundle)
-    found = pipeline.bench(opened, [FOLD], ONE, batches=(1, 4), effort=Effort(runs=5, seconds=1))
+    found = pipeline.bench(opened, [FOLD], ONE, batches=batches, effort=Effort(runs=5, seconds=1))
     measured = loads(opened, found, ONE, seconds=1)
     assert [(load.target, load.batch) for load in measured] == [
         (row.target, row.batch) for row in found.rows

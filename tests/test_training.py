@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tables import thorough
 
 torch = pytest.importorskip("torch")
 
@@ -279,6 +280,7 @@ def finish(package: Path, out: Path) -> str:
     return done.stdout
 
 
+@thorough
 @pytest.mark.slow
 def test_killed_and_run_again(tmp_path, package):
     """Kill the command after its first epoch; the second run ends like one that was left alone."""

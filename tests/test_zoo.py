@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from tables import thorough
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -269,6 +270,7 @@ def test_reported_results_are_of_known_networks():
 BENCH = Path(__file__).resolve().parent.parent / "scripts" / "bench_zoo.py"
 
 
+@thorough
 @pytest.mark.slow
 def test_the_table_of_lowerings_verifies_and_notices_a_failure(tmp_path):
     pytest.importorskip("onnxruntime", reason="the table needs ONNX Runtime")

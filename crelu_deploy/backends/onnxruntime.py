@@ -6,6 +6,7 @@ import functools
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from crelu_deploy import saturation
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.errors import BuildError, UnsupportedModel
 from crelu_deploy.runner import Runner, TensorSpec
@@ -71,6 +73,17 @@ def load(bundle: Bundle, target: Target, options: Options) -> SessionRunner:
         BuildError: ONNX Runtime refuses the file.
     """
     return open_session(bundle.artifact(target), options)
+
+
+@cache
+def saturates() -> bool:
+    """Whether products of 8-bit weights saturate on this processor."""
+
+    def run(path: Path, x: Array) -> Array:
+        with open_session(path, Options(threads=1)) as session:
+            return session(x)["y"]
+
+    return saturation.saturates(run)
 
 
 def open_session(path: Path, options: Options, *, optimise: bool = True) -> SessionRunner:

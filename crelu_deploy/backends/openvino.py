@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import numpy as np
 import openvino as ov
 from openvino import properties
 
+from crelu_deploy import saturation
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.errors import BackendUnavailable, BuildError
 from crelu_deploy.runner import Runner, TensorSpec
-from crelu_deploy.targets import BACKENDS, BFLOAT16, INT8, Options, Target
+from crelu_deploy.targets import BACKENDS, BFLOAT16, FLOAT32, INT8, Options, Target
 
 Array = np.ndarray[Any, Any]
 
@@ -87,6 +89,17 @@ def load(bundle: Bundle, target: Target, options: Options) -> CompiledRunner:
     return CompiledRunner(compiled, bundle)
 
 
+@cache
+def saturates() -> bool:
+    """Whether products of 8-bit weights saturate on this processor."""
+
+    def run(path: Path, x: Array) -> Array:
+        found: Array = compile_file(ov.Core(), path, FLOAT32, Options(threads=1))({"x": x})["y"]
+        return found
+
+    return saturation.saturates(run)
+
+
 def require_floats(specs: Sequence[TensorSpec], target: Target) -> None:
     """Refuse a network whose floats are no float32: OpenVINO would convert it without a word.
 
@@ -115,8 +128,8 @@ def require_capability(capabilities: Sequence[str], target: Target) -> None:
     wanted = CAPABILITIES.get(BACKENDS[target.backend].precision)
     if wanted and wanted not in capabilities:
         raise BackendUnavailable(
-            f"{target}: this processor has no {wanted} instructions (OpenVINO finds "
-            f"{', '.join(capabilities)}); use openvino, which computes in float32"
+            f"this processor has no {wanted} instructions, which {target.backend} needs; "
+            "openvino computes in float32"
         )
 
 

@@ -5,8 +5,9 @@ What a verb needs beyond the options is imported when it runs, so that help and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import click
 
@@ -17,7 +18,9 @@ from crelu_deploy.cli.output import Output
 from crelu_deploy.cli.results import REPRODUCE, calibrated, finish, look_into
 from crelu_deploy.errors import CheckpointError
 from crelu_deploy.render import stages
+from crelu_deploy.results import Build, Verification
 from crelu_deploy.tables import printable
+from crelu_deploy.targets import Target
 
 OK, FAILED = 0, 1
 
@@ -62,7 +65,7 @@ def _announce(model: Path, output: Output) -> None:
     """Refuse a missing file before PyTorch is started, which takes seconds."""
     if not model.exists():
         raise CheckpointError(f"{model}: no such file")
-    output.progress("start PyTorch")
+    output.start_pytorch()
 
 
 @cli.command(epilog="Example: crelu inspect network.onnx")
@@ -140,7 +143,7 @@ def build(
         settings = running.options(trust=trust)
         done = pipeline.build(bundle, targets or ("ort-cpu",), settings, progress=output.progress)
         output.result(stages.builds_json(done), *stages.builds_parts(done))
-    return verdict({str(b.target): b.error for b in done if b.error}, len(done))
+    return verdict(done)
 
 
 @cli.command(epilog="Example: crelu verify faceboxes.crelu -t ort-cpu --locate")
@@ -178,7 +181,7 @@ def verify(
             data["located"], more = look_into(opened, found, settings, tolerance, reproduce, output)
             parts += more
         output.result(data, *parts)
-    return verdict({str(v.target): v.why for v in found if not v.passed}, len(found))
+    return verdict(found)
 
 
 @cli.command(epilog="Example: crelu bench faceboxes.crelu -t ort-cpu --batch 1,8")
@@ -213,9 +216,8 @@ def bench(
         )
         more, parts = finish(opened, found, settings, measuring, limits.tolerance, output)
         data = {**stages.benchmark_json(found), **more}
-        output.result(data, stages.benchmark_table(found), *parts)
-    failed = {str(v.target): v.why for v in found.verifications if not v.passed}
-    return verdict({**failed, **found.refused}, len(found.verifications))
+        output.result(data, *stages.benchmark_tables(found), *parts)
+    return verdict(found.verifications, targets, found.refused)
 
 
 @cli.command(epilog="Example: crelu deploy faceboxes.pt -t ort-cpu -t torch")
@@ -257,7 +259,7 @@ def deploy(
         more, parts = finish(*results, settings, measuring, limits.tolerance, output)
         data = {**stages.deployment_json(done), **more}
         output.result(data, *stages.deployment_parts(done), *parts)
-    return verdict(dict.fromkeys(done.failed, ""), len(done.builds))
+    return verdict(done.results, targets or ("ort-cpu",))
 
 
 @cli.command(epilog="Example: crelu doctor --json")
@@ -281,11 +283,35 @@ def doctor(calibrate: bool, output: Output) -> int:
     return OK if any(h.works for h in found if h.backend == "ort-cpu") else FAILED
 
 
-def verdict(failed: Mapping[str, str], total: int) -> int:
-    """Return the exit code; say in one line what failed, and why where it is one target alone."""
-    if not failed:
+def verdict(
+    found: Sequence[Build | Verification],
+    asked: Sequence[str] = (),
+    refused: Mapping[str, str] = MappingProxyType({}),
+) -> int:
+    """Return the exit code; say in one line what failed, or that nothing asked for is here.
+
+    Args:
+        found: How each target ended.
+        asked: The targets that the user named, where others are beside them.
+        refused: What could not be timed -> why.
+    """
+    named = {str(Target.parse(text)) for text in asked} or {str(r.target) for r in found}
+    failed = {str(r.target): _why(r) for r in found if not (r.passed or r.skipped)} | {**refused}
+    absent = {str(r.target): r.error for r in found if r.skipped}
+    if not failed and (not found or not named <= absent.keys()):
         return OK
-    reason = next(iter(failed.values())) if len(failed) == 1 else ""
-    names, why = ", ".join(failed), f": {printable(reason)}" if reason else ""
-    click.echo(f"error: {len(failed)} of {total} targets failed ({names}){why}", err=True)
+    told = failed or absent
+    total = len(named | told.keys())
+    reason = next(iter(told.values())) if len(told) == 1 else ""
+    names, why = ", ".join(told), f": {printable(reason)}" if reason else ""
+    line = f"{len(told)} of {total} targets failed ({names}){why}"
+    if not failed:
+        line = f"{len(told)} of {total} targets not here ({names}){why}"
+    click.echo(f"error: {line}", err=True)
     return FAILED
+
+
+def _why(result: Build | Verification) -> str:
+    if isinstance(result, Build):
+        return result.error
+    return result.why or result.note

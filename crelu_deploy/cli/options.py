@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,9 +86,21 @@ BATCH = click.option(
     help="Batch sizes, such as 1,8.",
 )
 
+
+class Seconds(click.FloatRange):
+    """A finite number, which click's own range does not ask for."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Read it; what is none is wrong usage."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
+
+
 BUDGET = click.option(
     "--budget",
-    type=click.FloatRange(min=0),
+    type=Seconds(min=0),
     default=30.0,
     show_default=True,
     help="Seconds to search for the fastest mix of lowerings; 0 takes a rule's choice.",
@@ -96,7 +109,7 @@ BUDGET = click.option(
 RACE = click.option(
     "--budget",
     "race",
-    type=click.FloatRange(min=0),
+    type=Seconds(min=0),
     default=None,
     show_default=f"{plan.RACE:g}",
     help="Seconds to race the forms of the network here; 0 takes a rule's choice.",
@@ -258,7 +271,7 @@ measuring = group(
     ),
     click.option(
         "--seconds",
-        type=click.FloatRange(min=0.1),
+        type=Seconds(min=0.1),
         default=20.0,
         show_default=True,
         help="Limit for each batch size.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -10,6 +11,8 @@ from typing import Any, Self
 import click
 from rich.console import Console
 from rich.status import Status
+
+from crelu_deploy.errors import BackendUnavailable
 
 
 @dataclass
@@ -47,6 +50,19 @@ class Output:
             self._status.update(step)
         elif not self.quiet:
             click.echo(f"... {step}", err=True)
+
+    def start_pytorch(self) -> None:
+        """Say that PyTorch is started, which takes seconds.
+
+        Raises:
+            BackendUnavailable: It is not installed.
+        """
+        if importlib.util.find_spec("torch") is None:
+            raise BackendUnavailable(
+                "this needs the package torch, which is not installed; "
+                "run: pip install 'crelu-deploy[torch]'"
+            )
+        self.progress("start PyTorch")
 
     def result(self, data: dict[str, Any], *parts: object) -> None:
         """Print a result: the data as JSON, or the parts, which say the same to people."""

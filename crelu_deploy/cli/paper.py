@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def zoo(classes: int, output: Output) -> int:
     """List the known architectures: parameters, multiply-adds, what their paper reports."""
     with output:
-        output.progress("start PyTorch")
+        output.start_pytorch()
         from crelu_deploy.models import entries
 
         rows = entries(classes=classes)
@@ -73,7 +73,7 @@ class Subject:
             CheckpointError: it cannot be loaded.
             UnsupportedModel: its input is not one batch of images of known shape.
         """
-        self.output.progress("start PyTorch")
+        self.output.start_pytorch()
         from crelu_deploy import checkpoint
 
         loaded = checkpoint.load(self.model, arch=self.arch, trust=self.trust)

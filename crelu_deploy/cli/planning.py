@@ -55,4 +55,4 @@ def plan(
         target = Target.parse(planner.BACKEND)
         (built,) = pipeline.build(opened, [target], settings, progress=output.progress)
         output.result(stages.plan_json(made, built), *stages.plan_tables(made, built))
-    return verdict({str(target): built.error} if built.error else {}, 1)
+    return verdict([built])

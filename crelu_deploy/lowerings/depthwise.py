@@ -27,7 +27,7 @@ FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 """Element types in which ONNX Runtime has a convolution on the CPU."""
 
 BLOCK = 16
-"""Channels of one block in ONNX Runtime's layout for convolutions, on a CPU with AVX-512."""
+"""A multiple of it fills the blocks of every layout that ONNX Runtime has for convolutions."""
 
 Half = tuple[Array, Array | None]
 """What one half multiplies each channel by and what it adds, both of shape (C,)."""

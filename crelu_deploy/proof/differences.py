@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from crelu_deploy.lowerings.values import constant
+from crelu_deploy.op import Array
 from crelu_deploy.proof.columns import OFFSETS, Basis
 from crelu_deploy.proof.constants import attributes_of
 from crelu_deploy.proof.explain import Answer, Question, Told, Walks, site_of
@@ -39,21 +40,24 @@ def layer(walks: Walks, asked: Question, actual: Vector) -> Answer:
     return replace(told, site=min(other.sites, default="")) if split and told else told
 
 
-def _other_data(walks: Walks, asked: Question, made: Layer, other: Layer) -> Question | None:
+def _other_data(walks: Walks, asked: Question, made: Layer, other: Layer) -> Answer:
     """Return the question for what is read, where the weights fit what should be read."""
     inputs = [asked.node.inputs[0]]
     if asked.node.op_type == "Add":
         nodes = [v.producer() for v in asked.node.inputs if v is not None]
         inputs = [node.inputs[0] for node in nodes if node is not None]
-    for data in _guesses(made, other):
-        guess, part = replace(made, data=data), len(data) // len(inputs)
+    for data, extents in _guesses(made, other):
+        guess, part = replace(made, data=data, extents=extents), len(data) // len(inputs)
         if not match(guess, walks.lowered.register, walks.lowered.numbers).complete:
             continue
         for number, value in enumerate(inputs):
             at = slice(number * part, (number + 1) * part)
             meant = vector(data.axis, data.atoms[at], data.scale[at], data.shift[at])
-            if value is not None and walks.wrong(value, meant):
-                return Question(value, meant, asked.site)
+            if value is None or not walks.wrong(value, meant):
+                continue
+            if any(v is not None and not walks.wrong(v, meant) for v in inputs):
+                return Told(f"{value.name!r} and the other half are read the other way round")
+            return Question(value, meant, asked.site)
     return None
 
 
@@ -93,15 +97,14 @@ def _named(what: tuple[object, ...], names: tuple[str, ...]) -> Iterator[tuple[s
         yield str(pair[0]), pair[1]
 
 
-def _guesses(made: Layer, other: Layer) -> Iterator[Vector]:
-    """Yield what a layer may have been meant to read."""
-    data = made.data
-    if len(data) == len(other.data):
-        yield other.data
-    yield from _complemented(made, other)
-    half = len(data) // 2
-    yield vector(data.axis, *(np.roll(a, half) for a in (data.atoms, data.scale, data.shift)))
-    yield _substituted(made, other)
+def _guesses(made: Layer, other: Layer) -> Iterator[tuple[Vector, Array]]:
+    """Yield what a layer may have been meant to read, and how many channels each entry has."""
+    data, half = made.data, len(made.data) // 2
+    if made.weight.shape == other.weight.shape:
+        yield other.data, other.extents
+    rolled = vector(data.axis, *(np.roll(a, half) for a in (data.atoms, data.scale, data.shift)))
+    for guess in (*_complemented(made, other), rolled, _substituted(made, other)):
+        yield guess, made.extents
 
 
 def _complemented(made: Layer, other: Layer) -> Iterator[Vector]:

@@ -69,6 +69,11 @@ class Walks:
         """The terms of both."""
         return self.lowered.terms
 
+    def right(self, value: ir.Value) -> bool:
+        """Whether a value is that of its name in the canonical graph: its reader is wrong."""
+        meant = self.canonical.named(value.name)
+        return meant is not None and meant.key() == self.lowered.read(value).key()
+
     def seen(self, value: ir.Value, expected: Vector) -> Vector | None:
         """Return what a value is, along the axis of what it should be; None for other extents."""
         actual, axis = self.lowered.read(value), expected.axis
@@ -131,6 +136,8 @@ def _answer(
     asked = replace(asked, site=here or asked.site)
     rule = rules(node)
     found = None if rule is None else rule(walks, asked, actual)
+    if isinstance(found, Question) and walks.right(found.value):
+        found = None
     if isinstance(found, Question):
         return replace(found, site=found.site or asked.site)
     return found or Told(_entries(walks.terms, asked.expected, actual))

@@ -54,6 +54,7 @@ class Walk:
         self.values: dict[ir.Value, Vector] = {}
         self.mended: dict[ir.Value, Vector] = {}
         self.roundings: dict[str, int] = {}
+        self._named: dict[str | None, Vector] = {}
         self.names, self._random = names, Counter[Hashable]()
 
     @property
@@ -70,6 +71,12 @@ class Walk:
             key, dims = ("unknown", value.name), dims_of(value)
             return vector(None, self.terms.family(key, "op", 1, dims, value.dtype).members)
         return self.constant(tensor)
+
+    def named(self, name: str | None) -> Vector | None:
+        """Return the term of the value of a name."""
+        if len(self._named) != len(self.values):
+            self._named = {value.name: term for value, term in self.values.items()}
+        return self._named.get(name)
 
     def constant(self, tensor: ir.TensorProtocol, *, exact: bool = False) -> Vector:
         """Return the term of a constant."""

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from crelu_deploy.render.proofs import proof_json, proofs_parts
-from crelu_deploy.results import Build
+from crelu_deploy.results import Build, succeeded
 from crelu_deploy.tables import Section, add, section
 
 JSON = dict[str, Any]
@@ -20,7 +20,7 @@ def builds_json(builds: Sequence[Build]) -> JSON:
         {**asdict(done), "target": str(done.target), "proof": proof_json(done.proof)}
         for done in builds
     ]
-    return {"passed": not any(done.error for done in builds), "targets": rows}
+    return {"passed": succeeded(builds), "targets": rows}
 
 
 def builds_parts(builds: Sequence[Build]) -> list[Section]:
@@ -33,13 +33,16 @@ def builds_table(builds: Sequence[Build]) -> Section:
     table = section("build", "target!", "time>", "sites")
     for done in builds:
         seconds = f"{done.seconds:.1f} s"
-        add(table, done.target, seconds, f"FAILED: {done.error}" if done.error else _mix(done))
+        state = "not here" if done.skipped else "FAILED"
+        add(table, done.target, seconds, f"{state}: {done.error}" if done.error else _mix(done))
     return table
 
 
 def _mix(done: Build) -> str:
-    """Return how many sites got which lowering, and of an engine its final layers."""
+    """Return how many sites got which lowering, an engine's final layers, and int8's precision."""
     sites = _counts(Counter(done.lowerings.values()))
+    if done.weight_bits:
+        return f"{sites}; weights of {done.weight_bits} bits"
     return f"{sites}; final layers: {_counts(done.layers)}" if done.layers else sites
 
 

@@ -31,12 +31,12 @@ def health_parts(found: Sequence[Health], machine: Machine) -> list[Section | st
     for health in found:
         add(table, health.backend, health.state, health.version, health.summary * health.works)
         if not health.works:
-            wrong.setdefault((health.state, health.fix), []).append(health)
+            wrong.setdefault((health.state, health.fix or health.summary), []).append(health)
     return [table, *(line for group in wrong.values() for line in _lines(group)), _machine(machine)]
 
 
 def _lines(group: Sequence[Health]) -> list[str]:
-    """Return what is wrong with backends that one command mends: the first one's reason."""
+    """Return what is wrong with backends that one command mends, or that have one reason."""
     first, names = group[0], ", ".join(health.backend for health in group)
     reason = first.summary.removesuffix(f"run: {first.fix}").rstrip("; ")
     lines = [f"{first.state:8} {names}: {printable(reason)}"]
@@ -47,7 +47,7 @@ def _machine(machine: Machine) -> Section:
     table = section("machine", "!", "")
     features = "not told" if machine.features is None else ", ".join(machine.features) or "none"
     add(table, "processor", machine.cpu)
-    add(table, "instructions", features)
+    add(table, "instructions listed", features)  # which an emulator may not have
     add(table, "cores", machine.cores)
     add(
         table,

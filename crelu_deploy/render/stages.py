@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from crelu_deploy.render.build import builds_json as builds_json
 from crelu_deploy.render.build import builds_parts as builds_parts
 from crelu_deploy.render.build import builds_table as builds_table
 from crelu_deploy.render.proofs import proof_json, proof_line, proofs_parts
-from crelu_deploy.results import Benchmark, Build, Load, Row, Verification
+from crelu_deploy.results import Benchmark, Build, Load, Row, Verification, succeeded
 from crelu_deploy.sites import Site
 from crelu_deploy.tables import Section, add, counted, printable, section
 from crelu_deploy.targets import BASELINE, Target
@@ -148,7 +148,10 @@ def _timed(made: Plan) -> list[Section | str]:
     timed = section(heading, "choice!", "ratio>")
     for name, ratio in sorted(made.ratios.items(), key=lambda item: item[1]):
         add(timed, name, f"{ratio:.2f} x")
-    return [timed]
+    return [timed] if made.key.get("sure", True) else [timed, UNSURE]
+
+
+UNSURE = "         too busy a machine to be sure of what seems faster: run it again when it is idle"
 
 
 NAMES = {PLAIN: "all sites primitive", ORIGINAL: "the original"}
@@ -174,10 +177,11 @@ def verifications_json(found: Sequence[Verification]) -> JSON:
             "worst": v.why or (v.comparison.worst if v.comparison is not None else ""),
             "agreement": None if v.agreement is None else asdict(v.agreement),
             "proof": proof_json(v.proof),
+            "note": v.note,
         }
         for v in found
     ]
-    return {"passed": all(v.passed for v in found), "targets": rows}
+    return {"passed": succeeded(found), "targets": rows}
 
 
 def verifications_parts(found: Sequence[Verification], samples: int) -> list[Section]:
@@ -191,12 +195,13 @@ def verifications_table(found: Sequence[Verification], samples: int) -> Section:
     title = f"verify   {samples} samples against PyTorch; score 1.00 is the limit"
     table = section(title, "target!", "score>", "max error>", "decisions>", "worst at", "!")
     for v in found:
-        verdict = "ok" if v.passed else "not run" if v.skipped else "FAILED"
+        verdict = "ok" if v.passed else "not here" if v.skipped else "FAILED"
         if v.comparison is None:
             add(table, v.target, "-", "-", "-", v.error, verdict)
         else:
             score, error = f"{v.comparison.score:.2f}", f"{v.comparison.max_abs:.1e}"
             worst = v.why or v.comparison.worst
+            worst = f"{worst}; {v.note}" if v.note else worst
             add(table, v.target, score, error, v.agreement or "-", worst, verdict)
     return table
 
@@ -221,15 +226,11 @@ def benchmark_json(found: Benchmark) -> JSON:
         }
         for row in found.rows
     ]
-    refused: Mapping[str, str] = {
-        **{str(v.target): v.why or "verification failed" for v in _failed(found)},
-        **found.refused,
-    }
     return {
         "environment": dict(found.environment),
         "end_to_end": found.end_to_end,
         "rows": rows,
-        "not_timed": dict(refused),
+        "not_timed": _not_timed(found),
     }
 
 
@@ -263,8 +264,15 @@ def _failed(found: Benchmark) -> list[Verification]:
     return [v for v in found.verifications if not v.passed]
 
 
-def benchmark_table(found: Benchmark) -> Section:
-    """Return a row per target and batch size, with the spread, and what was not timed."""
+def _why(verification: Verification) -> str:
+    """Return why a target is not timed."""
+    if verification.skipped:
+        return f"not here: {verification.error}"
+    return verification.why or verification.note or "verification failed"
+
+
+def benchmark_tables(found: Benchmark) -> list[Section]:
+    """Return a row per target and batch size, with the spread, and what was not timed and why."""
     threads, cpu = counted(found.environment["threads"], "thread"), found.environment["cpu"]
     title = f"bench    interleaved, {threads}, {cpu}; ratio to {BASELINE}, ~ no difference"
     title += "; with the copies to and from a GPU" if found.end_to_end else ""
@@ -279,9 +287,10 @@ def benchmark_table(found: Benchmark) -> Section:
         add(table, row.target, row.batch, f"{t.median:.2f} ms", *gpu, spread, t.runs, ratio)
     if any(_mark(row) == UNCLEAR for row in found.rows):
         table.caption, table.caption_justify = BUSY, "left"
+    missed = section("not timed", "target!", "why")
     for name, reason in _not_timed(found).items():
-        add(table, name, "", *([""] * on_gpu), "", f"not timed: {reason}", "", "")
-    return table
+        add(missed, name, reason)
+    return [table, missed] if missed.rows else [table]
 
 
 UNCLEAR = "? "
@@ -297,11 +306,7 @@ def _mark(row: Row) -> str:
 
 def _not_timed(found: Benchmark) -> dict[str, str]:
     """Return target -> why it has no row."""
-    failed = {
-        str(v.target): "not run here" if v.skipped else v.why or "verification failed"
-        for v in _failed(found)
-    }
-    return {**failed, **found.refused}
+    return {**{str(v.target): _why(v) for v in _failed(found)}, **found.refused}
 
 
 def export_json(bundle: Bundle) -> JSON:
@@ -333,6 +338,8 @@ def _written(bundle: Bundle) -> list[str]:
     path, opset = printable(str(bundle.path)), bundle.manifest["opset"]
     lines = [f"export   {path}   opset {opset}, {len(sites)} CReLU"]
     lines += [f"         {printable(note)}" for note in notes]
+    if bundle.limits.guards:
+        lines.append(f"         inputs need {printable(str(bundle.limits))}")
     if bundle.preprocessing is not None:
         lines.append(f"         images become {bundle.preprocessing}")
     return lines
@@ -356,5 +363,5 @@ def deployment_parts(done: Deployment) -> list[Section | str]:
         *([] if done.plan is None else plan_tables(done.plan)),
         builds_table(done.builds),
         verifications_table(done.benchmark.verifications, len(done.bundle.samples)),
-        benchmark_table(done.benchmark),
+        *benchmark_tables(done.benchmark),
     ]

@@ -36,7 +36,7 @@ def page(data: JSON) -> Page:
     if not failed:
         verdict = f"All {total} agree with PyTorch"
     if waiting:
-        verdict += f"; built and not run here: {', '.join(waiting)}"
+        verdict += f"; not here: {', '.join(waiting)}"
     sections = (
         Section("Targets", (_targets(data),)),
         Section("Latency", tuple(_latency(data["bench"]))),
@@ -79,13 +79,13 @@ def _targets(data: JSON) -> Table:
         rows.append(
             (
                 code_cell(target["target"]),
-                Cell("not run") if target.get("skipped") else verdict_cell(target["passed"]),
+                Cell("not here") if target.get("skipped") else verdict_cell(target["passed"]),
                 number_cell(target["score"], ".2f"),
                 number_cell(target["max_abs"], ".1e"),
                 Cell(_decisions(target)),
                 number_cell(timed.get("median_ms"), ".2f", " ms"),
                 number_cell(timed.get("ratio"), ".2f", " x"),
-                Cell(target["worst"] or ""),
+                Cell("; ".join(filter(None, (target["worst"], target.get("note"))))),
             )
         )
     batch = data["bench"]["rows"][0]["batch"] if data["bench"]["rows"] else 1

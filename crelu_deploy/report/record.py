@@ -18,7 +18,7 @@ from crelu_deploy.errors import DeployError, UnsupportedModel
 from crelu_deploy.locating import locate
 from crelu_deploy.locking import locked
 from crelu_deploy.modelfile import read_file
-from crelu_deploy.pipeline import load
+from crelu_deploy.pipeline import open_target
 from crelu_deploy.render import stages
 from crelu_deploy.render.located import comparison_json
 from crelu_deploy.report.content import page
@@ -168,7 +168,7 @@ def _outputs(
     """Return the distance of each output from PyTorch's, over all samples."""
     allowed = tolerance or REDUCED.get(BACKENDS[target.backend].precision, Limits()).tolerance
     samples = bundle.samples
-    with load(bundle, target, threads=options.threads) as runner:
+    with open_target(bundle, target, options) as runner:
         actual = [runner(sample.inputs) for sample in samples]
     return [
         {
