@@ -55,8 +55,11 @@ def _other_data(walks: Walks, asked: Question, made: Layer, other: Layer) -> Ans
             meant = vector(data.axis, data.atoms[at], data.scale[at], data.shift[at])
             if value is None or not walks.wrong(value, meant):
                 continue
-            if any(v is not None and not walks.wrong(v, meant) for v in inputs):
-                return Told(f"{value.name!r} and the other half are read the other way round")
+            right = walks.lowered.holding(meant)
+            read = walks.lowered.read(value)
+            new = any(walks.terms.is_new(f) for f, _ in walks.terms.groups(read.atoms))
+            if right is not None and not (new and _is_before(right, value)):
+                return Told(f"expected to read {right.name!r}, got {value.name!r}")
             return Question(value, meant, asked.site)
     return None
 
@@ -97,10 +100,19 @@ def _named(what: tuple[object, ...], names: tuple[str, ...]) -> Iterator[tuple[s
         yield str(pair[0]), pair[1]
 
 
+def _is_before(one: ir.Value, two: ir.Value) -> bool:
+    """Whether a value is computed from another by a few operators."""
+    near = {two}
+    for _ in range(4):
+        nodes = [node for value in near if (node := value.producer()) is not None]
+        near |= {value for node in nodes for value in node.inputs if value is not None}
+    return one in near
+
+
 def _guesses(made: Layer, other: Layer) -> Iterator[tuple[Vector, Array]]:
     """Yield what a layer may have been meant to read, and how many channels each entry has."""
     data, half = made.data, len(made.data) // 2
-    if made.weight.shape == other.weight.shape:
+    if made.weight.shape[1:] == other.weight.shape[1:]:
         yield other.data, other.extents
     rolled = vector(data.axis, *(np.roll(a, half) for a in (data.atoms, data.scale, data.shift)))
     for guess in (*_complemented(made, other), rolled, _substituted(made, other)):

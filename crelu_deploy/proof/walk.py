@@ -78,6 +78,11 @@ class Walk:
             self._named = {value.name: term for value, term in self.values.items()}
         return self._named.get(name)
 
+    def holding(self, term: Vector) -> ir.Value | None:
+        """Return a value that is a term."""
+        key = term.key()
+        return next((value for value, one in self.values.items() if one.key() == key), None)
+
     def constant(self, tensor: ir.TensorProtocol, *, exact: bool = False) -> Vector:
         """Return the term of a constant."""
         key = ("constant", self.numbers.digest(tensor, exact=exact))
