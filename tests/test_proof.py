@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from functools import cache
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +15,7 @@ import test_fold
 import test_lowerings
 import test_pooled
 import test_pruning
+import test_real_models
 import test_split
 from fuzz_networks import Network, networks
 from graphs import AFFINE_SITE, Case, image, model, run
@@ -37,6 +39,7 @@ from proof_faults import (
     through_half,
     zeros,
 )
+from real_models import real_model
 from test_fuzz import FUZZ
 
 from crelu_deploy import op
@@ -53,7 +56,7 @@ from crelu_deploy.sites import find_sites
 FORMS = (*LOWERINGS, *NATIVE)
 
 
-def proved(canonical: ir.Model, lowered: ir.Model, most: int = 1) -> Proof:
+def check_proved(canonical: ir.Model, lowered: ir.Model, most: int = 1) -> Proof:
     """Prove a lowered model that is right."""
     proof = prove(canonical, lowered)
     assert proof.faults == ()
@@ -107,7 +110,7 @@ TABLES = {
 def test_every_lowering_is_proved(name: str) -> None:
     for canonical in TABLES[name]:
         for form in FORMS:
-            proved(canonical, lower(canonical, form).model)
+            check_proved(canonical, lower(canonical, form).model)
 
 
 EXACT = ("fold", "depthwise", "mirror", "primitive", "function", "plugin")
@@ -118,7 +121,7 @@ EXACT = ("fold", "depthwise", "mirror", "primitive", "function", "plugin")
 def test_plain_weights_are_equal_bit_for_bit(form: str) -> None:
     for name in ("producers and steps", "consumers", "shapes"):
         for canonical in TABLES[name]:
-            proved(canonical, lower(canonical, form).model, most=0)
+            check_proved(canonical, lower(canonical, form).model, most=0)
 
 
 DEAD = [
@@ -131,10 +134,47 @@ DEAD = [
 def test_what_is_pruned_is_proved_against_the_whole_network(form: str) -> None:
     for canonical in (*TABLES["pruned"], *DEAD):
         pruned = prune(canonical, block=1)
-        proved(canonical, lower(pruned.model, form).model)
+        check_proved(canonical, lower(pruned.model, form).model)
 
 
-def lowered_ways(network: Network) -> None:
+@cache
+def real(name: str) -> ir.Model:
+    """Return a network that other people trained, with its sites recognised."""
+    made = {
+        **{n: lambda p=p: ir.load(real_model(p)) for n, p in test_real_models.PLAIN.items()},
+        "caffe": lambda: ir.from_proto(test_real_models.caffe()),
+        "flow": lambda: ir.from_proto(test_real_models.coupling(1)),
+    }[name]()
+    recognize(made)
+    return clean(made)
+
+
+REAL = (*test_real_models.PLAIN, "caffe", pytest.param("flow", marks=pytest.mark.torch))
+
+
+@pytest.mark.parametrize("form", ["fold", "complement"])
+@pytest.mark.parametrize("name", REAL)
+def test_trained_networks_are_proved(name: str, form: str) -> None:
+    canonical = real(name)
+    proof = check_proved(canonical, lower(canonical, form).model)
+    assert proof.sites
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", REAL)
+def test_trained_networks_are_proved_in_every_form(name: str, form: str) -> None:
+    canonical = real(name)
+    lowered = lower(canonical, form).model
+    check_proved(canonical, lowered)
+    check_proved(
+        canonical, lower(prune(canonical).model, form if form in LOWERINGS else "fold").model
+    )
+    for precision, dtype in TYPES.items():
+        assert prove(canonical, reduce_precision(lowered, precision), dtype).faults == ()
+
+
+def check_lowered_ways(network: Network) -> None:
     """Lower a random network in every way, and prove each."""
     recognised = ir.from_proto(network.model)
     recognize(recognised)
@@ -142,20 +182,20 @@ def lowered_ways(network: Network) -> None:
     names = [site.name for site in find_sites(canonical)]
     drawn = dict(zip(names, network.lowerings * len(names), strict=False))
     for choice in (drawn, *LOWERINGS):
-        proved(canonical, lower(canonical, choice).model, most=2)
+        check_proved(canonical, lower(canonical, choice).model, most=2)
 
 
 @settings(FUZZ, max_examples=25)
 @given(networks())
 def test_random_networks_are_proved(network: Network) -> None:
-    lowered_ways(network)
+    check_lowered_ways(network)
 
 
 @pytest.mark.thorough
 @settings(FUZZ, max_examples=1000)
 @given(networks())
 def test_many_random_networks_are_proved(network: Network) -> None:
-    lowered_ways(network)
+    check_lowered_ways(network)
 
 
 def outputs(result: ir.Model, x: np.ndarray) -> list[np.ndarray] | None:
@@ -351,7 +391,7 @@ FAULTS: dict[str, tuple[str, Fault, str]] = {
 def test_every_fault_is_refuted_with_its_place(name: str) -> None:
     network, fault, said = FAULTS[name]
     given = lowering(network)
-    proved(given.canonical, given.lowered)
+    check_proved(given.canonical, given.lowered)
     fault(given.lowered)
     proof = prove(given.canonical, given.lowered)
     assert proof.refuted
@@ -434,7 +474,8 @@ def long(sites: int) -> ir.Model:
         constants |= {f"w{i}": (8, 16, 1, 1), f"k{i}": (8, 1, 1)}
         lines.append(
             f"p{i} = Conv({value}, w{i}) q{i} = Mul(p{i}, k{i})"
-            f" y{i} = crelu_deploy.CReLU<axis=1>(q{i}) a{i} = Sigmoid(y{i}) h{i} = Tanh(a{i})"
+            f" [s{i}] y{i} = crelu_deploy.CReLU<axis=1>(q{i})"
+            f" a{i} = Sigmoid(y{i}) h{i} = Tanh(a{i})"
         )
         value = f"h{i}"
     return model(Case(" ".join(lines), (1, 16, 4, 4), constants), f"y = Identity({value})")
@@ -448,7 +489,7 @@ def test_the_cost_grows_with_the_nodes(form: str) -> None:
         canonical = long(sites)
         lowered = lower(canonical, form).model
         start = time.process_time()
-        proved(canonical, lowered)
+        check_proved(canonical, lowered)
         seconds.append(time.process_time() - start)
     assert seconds[1] < 8 * seconds[0] + 0.2
     assert seconds[1] < 4
@@ -457,4 +498,4 @@ def test_the_cost_grows_with_the_nodes(form: str) -> None:
 def test_a_network_without_sites_is_proved_too() -> None:
     case = image("[conv] y = Conv(x, w, b)")
     canonical = model(case, "")
-    assert proved(canonical, canonical.clone()).sites == {}
+    assert check_proved(canonical, canonical.clone()).sites == {}

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from crelu_deploy.lowerings.values import constant
 from crelu_deploy.op import Array
 from crelu_deploy.proof.columns import Basis, Columns, columns_of, noise
-from crelu_deploy.proof.constants import smallest_of, unit_of
+from crelu_deploy.proof.constants import cast, smallest_of, unit_of
 from crelu_deploy.proof.extents import Dims
 from crelu_deploy.proof.terms import Key, Terms, Vector
 
@@ -239,24 +239,47 @@ class Layer:
         return sums, np.add.reduceat(np.abs(found), columns.starts, axis=1)
 
     @cached_property
-    def projection(self) -> tuple[Array, Array, Array]:
-        """Each row times random numbers that belong to the atoms, its size, and whether it is 0.
+    def random(self) -> Array:
+        """Random numbers for the weights, (groups, inputs of one group, kernel).
 
-        Rows over the same atoms have the same projection, whatever the order of the atoms.
+        They belong to the terms of the atoms, so that rows over the same atoms have the same
+        product with them, whatever the order of the atoms and whichever of two make a third.
         """
-        values, sizes = np.empty(self.outputs), np.empty(self.outputs)
-        zero = np.empty(self.outputs, bool)
-        columns = self.columns()
-        random = noise(columns.keys, self.weight.shape[2])
-        with np.errstate(all="ignore"):
-            for index in self.chunks():
-                rows, size = self.rows(index, columns)
-                zero[index] = ~rows.any((1, 2))
-                rows = np.nan_to_num(rows, nan=3.0, posinf=7.0, neginf=-7.0)
-                size = np.nan_to_num(size, nan=3.0, posinf=7.0)
-                values[index] = _times(rows, random, self.group(index))
-                sizes[index] = _times(size, np.abs(random), self.group(index))
+        columns, kernel = self.columns(), self.weight.shape[2]
+        if self.groups > 1:
+            return noise(columns.keys, kernel) * columns.coefficients[..., None]
+        counts = np.diff(columns.starts, append=len(columns.order))
+        terms = noise(columns.keys[0].repeat(counts), kernel) * columns.coefficients[0][:, None]
+        found = np.zeros((1, self.weight.shape[1], kernel))
+        np.add.at(found[0], columns.order, terms)
+        return found
+
+    @cached_property
+    def projection(self) -> tuple[Array, Array, Array]:
+        """Each row's product with random numbers, its size, and whether it is zero."""
+        every, one = np.arange(self.outputs), np.ones(self.outputs)
+        values, sizes = self.project(every, one, None), np.empty(self.outputs)
+        zero, read = np.empty(self.outputs, bool), (self.random != 0).any(2)
+        for index in self.chunks():
+            rows, group = np.abs(self.weight[index].astype(np.float64)), self.group(index)
+            zero[index] = ~(rows.any(2) & read[group if self.groups > 1 else 0]).any(1)
+            rows = np.nan_to_num(rows * abs(self.factor), nan=3.0, posinf=7.0)
+            sizes[index] = _times(rows, np.abs(self.random), group)
         return values, sizes, zero
+
+    def project(self, row: Array, scale: Array, to: ir.DataType | None) -> Array:
+        """Return the products of some rows with the random numbers, rounded to a type first."""
+        found = np.empty(len(row))
+        step = max(1, CHUNK // max(1, self.weight[:1].size))
+        with np.errstate(all="ignore"):
+            for start in range(0, len(row), step):
+                part = slice(start, start + step)
+                rows = self.weight[row[part]].astype(np.float64) * scale[part, None, None]
+                if to is not None:
+                    rows = cast(rows.astype(np.float32), to).astype(np.float64)
+                rows = np.nan_to_num(rows * self.factor, nan=3.0, posinf=7.0, neginf=-7.0)
+                found[part] = _times(rows, self.random, self.group(row[part]))
+        return found
 
 
 def _times(rows: Array, random: Array, group: Array) -> Array:

@@ -113,10 +113,13 @@ def match(layer: Layer, register: Register, numbers: Numbers) -> Match:
     n = layer.outputs
     found = Match(np.full(n, -1), np.ones(n), np.zeros(n))
     _zeros(layer, found)
-    for other in register.candidates(layer):
-        _search(layer, other, found, numbers)
-        if found.complete:
-            break
+    candidates = register.candidates(layer)
+    # In a reduced precision, roundings of two rows may be near: first those that are equal.
+    for most in (2,) if numbers.reduced is None else (0, 2):
+        for other in candidates:
+            if found.complete:
+                break
+            _search(layer, other, found, numbers, most)
     return found
 
 
@@ -133,10 +136,11 @@ NEIGHBOURS = (0, -1, 1, -2, 2, -3, 3, -4, 4, -5, 5, -6, 6)
 """How far from the nearest projection a row is looked for: roundings move projections."""
 
 
-def _search(layer: Layer, other: Layer, found: Match, numbers: Numbers) -> None:
+def _search(layer: Layer, other: Layer, found: Match, numbers: Numbers, most: int) -> None:
     """Compare the rows that are not found yet with the nearest ones of a layer."""
     offered = rows_of(other)
-    projections = _offered(other, offered)
+    _in_order(layer, other, found, numbers, most)
+    projections = _offered(other, offered, numbers.reduced)
     signs = np.repeat([1.0, -1.0], len(projections))
     both = np.concatenate([projections, -projections])
     order = np.argsort(both, kind="stable")
@@ -150,7 +154,7 @@ def _search(layer: Layer, other: Layer, found: Match, numbers: Numbers) -> None:
             return
         index = left[(np.abs(wanted - both[place]) <= limit)[left]]
         rows = offered.at(place[index] % len(projections), signs[place[index]])
-        _accept(layer, other, index, rows, found, numbers)
+        _accept(layer, other, index, rows, found, numbers, most)
 
 
 def rows_of(other: Layer) -> Rows:
@@ -174,17 +178,39 @@ def _wanted(layer: Layer) -> Array:
     return np.asarray(layer.projection[0] + np.nan_to_num(layer.shifts()).mean(1) * BIAS)
 
 
-def _offered(other: Layer, rows: Rows) -> Array:
+def _offered(other: Layer, rows: Rows, reduced: ir.DataType | None) -> Array:
     """Return the projections; what is added behind a product is not in its weights."""
-    values = other.projection[0][rows.row] * rows.scale
+    if reduced is None:
+        values = other.projection[0][rows.row] * rows.scale
+    else:
+        values = other.project(rows.row, rows.scale, reduced)
     if other.node.op_type == "MatMul":
         return np.asarray(values)
-    bias = np.nan_to_num(other.shifts()).mean(1)[rows.row]
-    return np.asarray(values + (bias * rows.scale + rows.shift) * BIAS)
+    bias = np.nan_to_num(other.shifts()).mean(1)[rows.row] * rows.scale + rows.shift
+    if reduced is not None:
+        bias = cast(bias.astype(np.float32), reduced).astype(np.float64)
+    return np.asarray(values + bias * BIAS)
+
+
+def _in_order(layer: Layer, other: Layer, found: Match, numbers: Numbers, most: int) -> None:
+    """Compare rows with those at the same places, which they mostly are where as many are there."""
+    entries = other.entries
+    if entries is None or len(entries) != layer.outputs or numbers.reduced is None:
+        return
+    index = np.flatnonzero((found.atoms < 0) & (entries.scale != 0))
+    row, none = entries.atoms[index] - other.base, np.full(len(index), -1)
+    rows = Rows(row, entries.scale[index], entries.shift[index], none)
+    _accept(layer, other, index, rows, found, numbers, most)
 
 
 def _accept(
-    layer: Layer, other: Layer, index: Array, rows: Rows, found: Match, numbers: Numbers
+    layer: Layer,
+    other: Layer,
+    index: Array,
+    rows: Rows,
+    found: Match,
+    numbers: Numbers,
+    most: int,
 ) -> None:
     """Note which rows are those proposed."""
     if not len(index):
@@ -197,7 +223,7 @@ def _accept(
         again = levels(layer, other, index[rewritten], part, numbers, layer.basis)
         level[rewritten] = again
         allowed[rewritten] += bool(other.sites)
-    good = level <= allowed
+    good = level <= np.minimum(allowed, most)
     index, rows, level = index[good], rows.where(good), level[good]
     found.atoms[index], found.scale[index] = other.base + rows.row, rows.scale
     found.shift[index] = 0 if layer.node.op_type == "MatMul" else rows.shift

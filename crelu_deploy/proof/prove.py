@@ -74,6 +74,12 @@ class Proof:
         """Whether something is wrong."""
         return bool(self.faults)
 
+    @property
+    def proved(self) -> bool:
+        """Whether all of it is proved."""
+        sites = all(site.proved for site in self.sites.values())
+        return sites and not self.faults and not self.open
+
 
 def prove(canonical: ir.Model, lowered: ir.Model, reduced: ir.DataType | None = None) -> Proof:
     """Compare a lowered model with the canonical one, whose nodes define what it must compute.

@@ -159,6 +159,7 @@ class Terms:
         self.frontier: int | None = None
         self._families: list[Family] = []
         self._bases: list[int] = []
+        self._starts = np.empty(1024, np.int64)
         self._table: dict[Key, Family] = {}
         self._next = 0
 
@@ -182,9 +183,17 @@ class Terms:
         made = Family(kind, self._next, size, dims, dtype, site, **more)
         self._next += max(size, 1)
         self._families.append(made)
-        self._bases.append(made.base)
+        self._note(made.base)
         self._table[key] = made
         return made
+
+    def _note(self, base: int) -> None:
+        """Keep where families begin, as a list and as an array that grows by doubling."""
+        n = len(self._bases)
+        if n == len(self._starts):
+            self._starts = np.concatenate([self._starts, np.empty_like(self._starts)])
+        self._starts[n] = base
+        self._bases.append(base)
 
     def freeze(self) -> None:
         """Take all that comes from now on for the lowered graph's."""
@@ -206,7 +215,7 @@ class Terms:
         if atoms.max() < first.base + first.size:
             yield first, np.arange(len(atoms))
             return
-        at = np.searchsorted(np.asarray(self._bases), atoms, "right") - 1
+        at = np.searchsorted(self._starts[: len(self._bases)], atoms, "right") - 1
         for number in np.unique(at):
             yield self._families[number], np.flatnonzero(at == number)
 

@@ -17,7 +17,7 @@ def proof_json(proof: Proof | None) -> JSON | None:
     if proof is None:
         return None
     return {
-        "proved": not proof.refuted and not proof.open,
+        "proved": proof.proved,
         "sites": {
             name: {"proved": site.proved, "roundings": site.roundings, "verdict": str(site)}
             for name, site in proof.sites.items()
