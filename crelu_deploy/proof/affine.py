@@ -21,12 +21,18 @@ MOVES = ("Transpose", "reshape")
 
 
 def affine(
-    walk: Walk, value: Vector, scale: Array | float, shift: Array | float, dtype: ir.DataType
+    walk: Walk,
+    value: Vector,
+    scale: Array | float,
+    shift: Array | float,
+    dtype: ir.DataType,
+    *,
+    noted: bool = True,
 ) -> Vector:
     """Return ``value * scale + shift``, with one number for each entry or for all.
 
-    In the canonical graph the numbers are noted; in the lowered graph they are replaced by the
-    noted ones that they are roundings of.
+    In the canonical graph the numbers are noted, unless more is to come; in the lowered graph they
+    are replaced by the noted ones that they are roundings of.
     """
     scales, atoms = value.scale * scale, value.atoms.copy()
     for family, at in walk.terms.groups(atoms):
@@ -34,7 +40,8 @@ def affine(
     result = vector(value.axis, atoms, scales, value.shift * scale + shift)
     if walk.lowered:
         return _known(walk, result, dtype)
-    note(walk.terms, result)
+    if noted:
+        note(walk.terms, result)
     return result
 
 

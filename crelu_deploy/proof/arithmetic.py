@@ -86,7 +86,13 @@ def plus(
 
 
 def times(
-    walk: Walk, node: ir.Node, value: Vector, tensor: ir.TensorProtocol, what: str = "Mul"
+    walk: Walk,
+    node: ir.Node,
+    value: Vector,
+    tensor: ir.TensorProtocol,
+    what: str = "Mul",
+    *,
+    noted: bool = True,
 ) -> Vector | None:
     """Return ``value * constant``, or ``value / constant`` for ``Div``; None as ``plus`` does."""
     if tensor.dtype not in FLOATS or not len(value):
@@ -95,7 +101,7 @@ def times(
     if found is None:
         return _within(walk, node, value, walk.numbers.rounded(tensor.numpy()), what)
     if what == "Mul":
-        return affine(walk, found[0], found[1], 0.0, tensor.dtype)
+        return affine(walk, found[0], found[1], 0.0, tensor.dtype, noted=noted)
     with np.errstate(all="ignore"):
         scale, shift = found[0].scale / found[1], found[0].shift / found[1]
     return affine(walk, replace(found[0], scale=scale, shift=shift), 1.0, 0.0, tensor.dtype)
@@ -161,12 +167,17 @@ def _by(walk: Walk, node: ir.Node, value: Vector, array: Array, what: str) -> Ve
 
 def scaled(walk: Walk, node: ir.Node, halves: Vector) -> Vector:
     """Return ``halves * scale + shift`` with the operands of a canonical node."""
-    for operand, apply, name in ((node.inputs[1], times, "Mul"), (node.inputs[2], plus, "Add")):
-        assert operand is not None, "a canonical node has them"
-        tensor = constant(operand)
-        found = None if tensor is None else apply(walk, node, halves, tensor)
-        halves = walk.binary(name, halves, walk.read(operand), node) if found is None else found
-    return halves
+    scale, shift = node.inputs[1:3]
+    assert scale is not None, "a canonical node has them"
+    assert shift is not None, "a canonical node has them"
+    factor, term = constant(scale), constant(shift)
+    product = None
+    if factor is not None:
+        product = times(walk, node, halves, factor, noted=term is None)
+    if product is None:
+        product = walk.binary("Mul", halves, walk.read(scale), node)
+    total = None if term is None else plus(walk, node, product, term)
+    return walk.binary("Add", product, walk.read(shift), node) if total is None else total
 
 
 def batch_norm(walk: Walk, node: ir.Node) -> Vector | None:
