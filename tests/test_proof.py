@@ -174,6 +174,24 @@ def test_random_networks_are_proved(network: Network) -> None:
     check_lowered_ways(network)
 
 
+BOUNDS = {
+    "min": ("n = Min(z, k) m = Neg(n) r = Relu(z)", "k", np.zeros((), np.float32), True),
+    "max": ("n = Neg(z) m = Max(n, k) r = Relu(z)", "k", np.zeros((1,), np.float32), True),
+    "above zero": ("n = Min(z, k) m = Neg(n) r = Relu(z)", "k", np.float32([0.1]), False),
+    "wider": ("n = Min(z, k) m = Neg(n) r = Relu(z)", "k", np.zeros((1,) * 5, np.float32), False),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_bounds_at_zero_are_activations(name: str) -> None:
+    body, constant, value, holds = BOUNDS[name]
+    canonical = model(image("z = Conv(x, w, b)"), "[site] y = crelu_deploy.CReLU<axis=1>(z)")
+    case = image(f"z = Conv(x, w, b) {body}", **{constant: np.asarray(value)})
+    lowered = model(case, "y = Concat<axis=1>(r, m)", infer=holds)
+    lowered.graph.outputs[0].shape = canonical.graph.outputs[0].shape
+    assert prove(canonical, lowered).refuted is not holds
+
+
 FAULTS: dict[str, tuple[str, Fault, str]] = {
     # fold: the producer's rows
     "a dead half": ("fold", numbers("conv", 1, half(7)), r"Conv conv: output channel 7: weight"),

@@ -112,7 +112,7 @@ def _per_entry(walk: Walk, value: Vector, array: Array) -> tuple[Vector, Array] 
     rank = walk.terms.rank(value)
     if rank is None and value.axis is not None and value.axis < 0:
         rank = -value.axis  # at least
-    if array.size == 1 and (array.ndim <= 1 or (rank is not None and array.ndim <= rank)):
+    if array.size == 1 and array.ndim <= (rank or 0):
         return value, np.broadcast_to(array.ravel(), len(value))
     wide = [axis - array.ndim for axis, extent in enumerate(array.shape) if extent != 1]
     if rank is None or array.ndim > rank or len(wide) != 1:

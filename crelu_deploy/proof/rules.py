@@ -14,7 +14,7 @@ from crelu_deploy.proof.arithmetic import add, batch_norm, div, mul, negated, sc
 from crelu_deploy.proof.layers import KINDS
 from crelu_deploy.proof.linear import layer
 from crelu_deploy.proof.moves import cast, dropout, regroup, same, transpose
-from crelu_deploy.proof.pointwise import APPLY, activation_of, site_activation
+from crelu_deploy.proof.pointwise import APPLY, FLOATS, activation_of, site_activation
 from crelu_deploy.proof.pools import average_pool, max_pool, pad
 from crelu_deploy.proof.terms import Vector, vector
 from crelu_deploy.proof.views import along, elementwise
@@ -48,6 +48,26 @@ def _data(walk: Walk, node: ir.Node) -> Vector:
     value = node.inputs[0]
     assert value is not None, "ONNX wants it"
     return walk.read(value)
+
+
+def bounded(walk: Walk, node: ir.Node) -> Vector | None:
+    """``max(x, 0) = relu(x)`` and ``min(x, 0) = -relu(-x)``."""
+    values = [v for v in node.inputs if v is not None]
+    zeros = [t for v in values if (t := constant(v)) is not None and _is_zero(t)]
+    rest = [v for v in values if constant(v) is None]
+    if len(zeros) != 1 or len(rest) != 1 or len(values) != 2:
+        return None
+    value = walk.read(rest[0])
+    if len(zeros[0].shape) > (walk.terms.rank(value) or 0):
+        return None
+    if node.op_type == "Max":
+        return elementwise(walk.terms, value, ("Relu",), node)
+    return negated(elementwise(walk.terms, negated(value), ("Relu",), node))
+
+
+def _is_zero(tensor: ir.TensorProtocol) -> bool:
+    """Whether a constant is one floating-point zero."""
+    return tensor.dtype in FLOATS and tensor.size == 1 and not tensor.numpy().any()
 
 
 def joined(walk: Walk, values: list[Vector], axis: int) -> Vector:
@@ -107,6 +127,7 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("AveragePool", "GlobalAveragePool"), average_pool),
     **dict.fromkeys(("MaxPool", "GlobalMaxPool"), max_pool),
     "Pad": pad,
+    **dict.fromkeys(("Max", "Min"), bounded),
     "Concat": concat,
     "Gather": gather,
     **dict.fromkeys(APPLY, activation),
