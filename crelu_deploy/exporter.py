@@ -274,6 +274,8 @@ def _verified(
     if result.comparison is None:
         why = result.error.replace(f"{bundle.path}{os.sep}", "")  # a folder soon removed
         raise ExportError(f"{target} cannot be verified: {why}")
+    if result.refuted:
+        raise ExportError(f"{target} is not what was exported: {result.refuted}")
     if not result.passed:
         raise ExportError(
             f"{target} differs from PyTorch: score {result.comparison.score:.3g}, "

@@ -105,8 +105,10 @@ def _is_coverage(entry: dict[str, Any]) -> bool:
 def _is_target(entry: dict[str, Any]) -> bool:
     counts = (*entry.get("layers", {}).values(), entry.get("weight_bits", 0))
     told = all(_texts(entry[key]) for key in ("lowerings", "reasons"))
-    named = isinstance(entry.get("processor", ""), str)
-    return told and named and all(type(count) is int for count in counts)
+    proof = entry.get("proof", {"sites": {}, "faults": [], "open": ""})
+    proved = _texts(proof["sites"]) and all(isinstance(text, str) for text in proof["faults"])
+    named = isinstance(entry.get("processor", ""), str) and isinstance(proof["open"], str)
+    return told and named and proved and all(type(count) is int for count in counts)
 
 
 def _is_input(entry: dict[str, Any]) -> bool:

@@ -21,6 +21,7 @@ from crelu_deploy.modelfile import blaming, invalidity
 from crelu_deploy.passes import clean
 from crelu_deploy.pipeline import Progress, silent
 from crelu_deploy.plan import MEASURED, PLAIN, Plan
+from crelu_deploy.proof import Proof, prove
 from crelu_deploy.reading import read_model
 from crelu_deploy.recognition import NearMiss, OpaqueSite, recognize
 from crelu_deploy.runner import Runner, TensorSpec
@@ -62,6 +63,8 @@ class Optimized:
         plan: How ``auto`` was chosen, and what was timed; None where one lowering was asked for.
         comparison: Distance of the result's outputs from the original's; None if not checked.
         bit_equal: Whether all outputs were equal bit for bit; None if not checked.
+        proof: Why the result computes what the sites are defined as; None where no form is faster
+            and the result is the original.
     """
 
     inspection: Inspection
@@ -73,6 +76,7 @@ class Optimized:
     plan: Plan | None
     comparison: Comparison | None
     bit_equal: bool | None
+    proof: Proof | None = None
 
 
 def inspect(path: str | Path) -> Inspection:
@@ -94,7 +98,7 @@ def optimize(
     tolerance: Tolerance | None = None,
     progress: Progress = silent,
 ) -> Optimized:
-    """Write a lowered copy of ``source`` to ``out``, in one step, checked on random inputs.
+    """Write a lowered copy of ``source`` to ``out``, in one step, proved and then compared.
 
     Args:
         source: The original, which stays as it is.
@@ -102,7 +106,7 @@ def optimize(
         lowering: A name in ``LOWERINGS``, or ``auto`` for what is the fastest here.
         prune: Remove dead halves of sites, see ``pruning``.
         inputs: ``[NAME:]1x3x224x224`` for inputs whose dynamic axes cannot be guessed.
-        check: Compare both files on ONNX Runtime; without it only the structure is checked.
+        check: Also compare both files on ONNX Runtime, on random inputs.
         race: Seconds to race the forms for ``auto`` here, ``plan.RACE`` when None; 0, for another
             machine, takes the rule's choice, and so does no check.
         tolerance: What counts as equal, instead of what element types tell.
@@ -134,25 +138,36 @@ def _optimize(source: Path, out: Path, asked: _Asked, progress: Progress) -> Opt
     progress("recognise CReLU")
     before = _operators(original := read_model(source))
     with blaming(source):
-        model, inspection, removed = _recognized_and_pruned(original, prune=asked.prune)
+        recognized, inspection = _recognized(original)
+        canonical = clean(recognized)
+        model, removed = _pruned(canonical, prune=asked.prune)
         made = _chosen(model, source, asked, progress, removed) if asked.lowering == AUTO else None
         lowered = _lowered(model, source, made or asked.lowering, pruned=bool(removed))
+        progress("prove")
+        proof = _proved(canonical, lowered, source) if lowered.applied else None
         progress("compare with the original")
         checked = _checked(lowered.model, source, asked)
     save_model(lowered.model, out)
     counts, forms = (before, _operators(lowered.model)), (lowered.applied, lowered.reasons)
-    return Optimized(inspection, *forms, removed, *counts, made, *checked)
+    return Optimized(inspection, *forms, removed, *counts, made, *checked, proof)
 
 
-def _recognized_and_pruned(
-    original: ir.Model, *, prune: bool
-) -> tuple[ir.Model, Inspection, Mapping[str, pruning.Removal]]:
-    recognized, inspection = _recognized(original)
-    model = clean(recognized)
+def _pruned(model: ir.Model, *, prune: bool) -> tuple[ir.Model, Mapping[str, pruning.Removal]]:
     if not prune:
-        return model, inspection, {}
+        return model, {}
     pruned = pruning.prune(model)
-    return pruned.model, inspection, pruned.removed
+    return pruned.model, pruned.removed
+
+
+def _proved(canonical: ir.Model, lowered: Lowered, source: Path) -> Proof:
+    """Prove the result without running it; nothing is written where it is refuted."""
+    proof = prove(canonical, lowered.model)
+    if proof.refuted:
+        raise UnsupportedModel(
+            f"{source}: the lowered model is refuted, nothing was written: {proof.faults[0]}; "
+            "this is a fault of crelu-deploy: please report it, and use another --lowering"
+        )
+    return proof
 
 
 def _chosen(

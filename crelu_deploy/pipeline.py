@@ -24,6 +24,7 @@ from crelu_deploy.locking import locked
 from crelu_deploy.lowerings import lower
 from crelu_deploy.plan import Plan
 from crelu_deploy.precision import in_precision
+from crelu_deploy.proving import prove_lowered, prove_target, recorded
 from crelu_deploy.results import Benchmark, Build, Engine, Row, Verification
 from crelu_deploy.rules import choice
 from crelu_deploy.runner import Runner
@@ -99,19 +100,24 @@ def _build(bundle: Bundle, target: Target, options: Options) -> Entry:
     engine: Engine | None = runtime.build(bundle, target, options)
     if engine is not None:
         files, entry = (*files, *engine.files), {**entry, "layers": dict(engine.layers)}
-    bundle.record(files, targets={**bundle.manifest["targets"], str(target): entry})
+    kept = {**entry, "proof": recorded(entry["proof"])}
+    bundle.record(files, targets={**bundle.manifest["targets"], str(target): kept})
     return entry
 
 
 def _lower(bundle: Bundle, target: Target) -> tuple[Entry, tuple[Path, ...]]:
     """Write what the target reads; the bundle's own model is the lowering ``function`` already."""
+    model = bundle.model
     if target.lowering == FUNCTION:
         sites = [site["name"] for site in bundle.manifest["sites"]]
-        return {"lowerings": dict.fromkeys(sites, FUNCTION), "reasons": {}}, ()
-    model = bundle.model
+        proof = prove_lowered(bundle, target, model)
+        entry: Entry = {"lowerings": dict.fromkeys(sites, FUNCTION), "reasons": {}}
+        return {**entry, "proof": proof}, ()
     lowered = lower(model, _choice(bundle, target, model))
     entry = {"lowerings": dict(lowered.applied), "reasons": dict(lowered.reasons)}
-    return entry, bundle.write(in_precision(lowered.model, BACKENDS[target.backend]), target)
+    result = in_precision(lowered.model, BACKENDS[target.backend])
+    entry["proof"] = prove_lowered(bundle, target, result)
+    return entry, bundle.write(result, target)
 
 
 def _choice(bundle: Bundle, target: Target, model: ir.Model) -> Mapping[str, str] | str:
@@ -180,7 +186,9 @@ def verify(
     tolerance: Tolerance | None = None,
     progress: Progress = silent,
 ) -> tuple[Verification, ...]:
-    """Compare targets with PyTorch's recorded outputs; those not built yet are built.
+    """Prove targets from their files, and compare them with PyTorch's recorded outputs.
+
+    Those not built yet are built.
 
     Args:
         bundle: Where the targets are.
@@ -215,16 +223,21 @@ def _verify(
         start = time.perf_counter()
         runner = stack.enter_context(open_target(bundle, target, options))
         opening = time.perf_counter() - start
-        return _judge(bundle, target, runner, tolerance, opening), runner
+        found = judge(bundle, target, runner, tolerance, opening)
+        return replace(found, proof=prove_target(bundle, target)), runner
     except DeployError as error:
         skipped = isinstance(error, BackendUnavailable)
         return Verification(target, None, str(error), skipped=skipped), None
 
 
-def _judge(
+def judge(
     bundle: Bundle, target: Target, runner: Runner, tolerance: Tolerance | None, opening: float
 ) -> Verification:
-    """Run every sample once; compare the values, and where there are any the decisions."""
+    """Run every sample once; compare the values, and where there are any the decisions.
+
+    Raises:
+        UnsupportedModel: The samples are not those of the runner.
+    """
     precision = BACKENDS[target.backend].precision
     samples = bundle.usual if precision in REDUCED else bundle.samples
     for sample in samples:

@@ -11,6 +11,7 @@ from typing import Any
 from crelu_deploy.accuracy import Comparison
 from crelu_deploy.agreement import Agreement
 from crelu_deploy.latency import Latency, Paired
+from crelu_deploy.proof import Proof
 from crelu_deploy.targets import Target
 
 
@@ -37,6 +38,7 @@ class Build:
         lowerings: Site -> the lowering it has.
         reasons: Site -> why it did not get the lowering that was asked for.
         layers: Of an engine, kind of final layer -> how many there are: which form runs.
+        proof: Of a lowered file, why it computes what the network does.
         weight_bits: Of int8, how many a weight has, 8 or 7; 0 for every other precision.
         processor: Of int8, what that was found on.
         error: Why there is no artifact; empty on success.
@@ -48,6 +50,7 @@ class Build:
     lowerings: Mapping[str, str] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
     layers: Mapping[str, int] = field(default_factory=dict)
+    proof: Proof | None = None
     weight_bits: int = 0
     processor: str = ""
     error: str = ""
@@ -72,6 +75,7 @@ class Verification:
         opening: Seconds that its runtime took to open it.
         skipped: Whether it did not run because something that it needs is not here.
         note: Why it is less exact here than where it was built, and the way out; mostly empty.
+        proof: Of its lowered file; None where there is none.
     """
 
     target: Target
@@ -82,10 +86,23 @@ class Verification:
     opening: float = 0.0
     skipped: bool = False
     note: str = ""
+    proof: Proof | None = None
+
+    @property
+    def refuted(self) -> str:
+        """What the proof found wrong with its file; empty for nothing."""
+        return "; ".join(self.proof.faults[:1]) if self.proof is not None else ""
+
+    @property
+    def why(self) -> str:
+        """Why it did not pass, in a line; empty where only the comparison tells."""
+        return self.error or (f"its file is refuted: {self.refuted}" if self.refuted else "")
 
     @property
     def passed(self) -> bool:
-        """Whether the target ran, is within tolerance and decides as PyTorch often enough."""
+        """Whether it ran, is within tolerance, decides as PyTorch, and is not refuted."""
+        if self.refuted:
+            return False
         agrees = self.agreement is None or self.agreement.reaches(self.demanded)
         return self.comparison is not None and self.comparison.passed and agrees
 

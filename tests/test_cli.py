@@ -219,7 +219,8 @@ def test_verify_and_bench_json(bundle: Path, capsys: pytest.CaptureFixture[str])
     found = read(["verify", str(bundle), "-t", "torch", "-t", "ort-cpu"], capsys)
     assert found.keys() == {"passed", "targets"}
     assert found["passed"] is True
-    fields = ["target", "passed", "skipped", "score", "max_abs", "worst", "agreement", "note"]
+    texts = ["worst", "agreement", "proof", "note"]
+    fields = ["target", "passed", "skipped", "score", "max_abs", *texts]
     assert [list(target) for target in found["targets"]] == [fields] * 2
     assert [target["target"] for target in found["targets"]] == ["torch", "ort-cpu:auto"]
     found = read(["bench", str(bundle), "-t", "ort-cpu", *QUICK, "--batch", "1,2"], capsys)

@@ -42,6 +42,7 @@ def _run(arguments: list[str]) -> int:
     import click
 
     from crelu_deploy.cli import (  # noqa: F401 - they register their verbs
+        auditing,
         completion,
         paper,
         planning,

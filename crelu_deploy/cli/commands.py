@@ -104,7 +104,7 @@ def optimize(
     limits: options.Limits,
     output: Output,
 ) -> int:
-    """Lower the CReLUs of any ONNX file, and check the result against it on random inputs."""
+    """Lower the CReLUs of any ONNX file, prove the result, and compare it on random inputs."""
     from crelu_deploy import optimizer
 
     with output:
@@ -142,7 +142,7 @@ def build(
     with output:
         settings = running.options(trust=trust)
         done = pipeline.build(bundle, targets or ("ort-cpu",), settings, progress=output.progress)
-        output.result(stages.builds_json(done), stages.builds_table(done))
+        output.result(stages.builds_json(done), *stages.builds_parts(done))
     return verdict(done)
 
 
@@ -165,7 +165,7 @@ def verify(
     limits: options.Limits,
     output: Output,
 ) -> int:
-    """Compare targets of a bundle with PyTorch's recorded outputs; every built one by default."""
+    """Prove targets of a bundle, and compare them with PyTorch; every built one by default."""
     from crelu_deploy import pipeline
 
     with output:
@@ -176,7 +176,7 @@ def verify(
             opened, targets, settings, tolerance=tolerance, progress=output.progress
         )
         data = stages.verifications_json(found)
-        parts: list[object] = [stages.verifications_table(found, len(opened.samples))]
+        parts: list[object] = [*stages.verifications_parts(found, len(opened.samples))]
         if locate:
             data["located"], more = look_into(opened, found, settings, tolerance, reproduce, output)
             parts += more
@@ -312,4 +312,6 @@ def verdict(
 
 
 def _why(result: Build | Verification) -> str:
-    return result.error or (result.note if isinstance(result, Verification) else "")
+    if isinstance(result, Build):
+        return result.error
+    return result.why or result.note

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from crelu_deploy.render.proofs import proof_json, proofs_parts
 from crelu_deploy.results import Build, succeeded
 from crelu_deploy.tables import Section, add, section
 
@@ -15,8 +16,16 @@ JSON = dict[str, Any]
 
 def builds_json(builds: Sequence[Build]) -> JSON:
     """Return how each build ended."""
-    rows = [{**asdict(done), "target": str(done.target)} for done in builds]
+    rows = [
+        {**asdict(done), "target": str(done.target), "proof": proof_json(done.proof)}
+        for done in builds
+    ]
     return {"passed": succeeded(builds), "targets": rows}
+
+
+def builds_parts(builds: Sequence[Build]) -> list[Section]:
+    """Return how the builds ended, and what is proved of each site."""
+    return [builds_table(builds), *proofs_parts({str(b.target): b.proof for b in builds})]
 
 
 def builds_table(builds: Sequence[Build]) -> Section:

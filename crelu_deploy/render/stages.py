@@ -14,8 +14,10 @@ from crelu_deploy.latency import Paired
 from crelu_deploy.optimizer import Inspection, Optimized
 from crelu_deploy.plan import ORIGINAL, PLAIN, RULE, Plan
 from crelu_deploy.render.build import builds_json as builds_json
+from crelu_deploy.render.build import builds_parts as builds_parts
 from crelu_deploy.render.build import builds_table as builds_table
 from crelu_deploy.render.build import coverage_line
+from crelu_deploy.render.proofs import proof_json, proof_line, proofs_parts
 from crelu_deploy.results import Benchmark, Build, Load, Row, Verification, succeeded
 from crelu_deploy.sites import Site
 from crelu_deploy.tables import Section, add, counted, printable, section
@@ -72,6 +74,7 @@ def optimized_json(done: Optimized) -> JSON:
         "before": dict(done.before),
         "after": dict(done.after),
         "plan": None if done.plan is None else plan_json(done.plan),
+        "proof": proof_json(done.proof),
         "bit_equal": done.bit_equal,
         "score": None if done.comparison is None else number(done.comparison.score),
         "max_abs": None if done.comparison is None else number(done.comparison.max_abs),
@@ -80,10 +83,12 @@ def optimized_json(done: Optimized) -> JSON:
 
 def optimized_parts(done: Optimized, out: Path) -> list[Section | str]:
     """Return the lowering of each site, the operators before and after, and the check's result."""
-    sites = section("sites", "site", "spelling", "lowering", "note")
+    sites = section("sites", "site", "spelling", "lowering", "proof", "note")
+    proved = {} if done.proof is None else done.proof.sites
     for site in done.inspection.sites:
-        lowering = done.lowerings.get(site.name, "unchanged")
-        add(sites, site.name, site.spelling, lowering, done.reasons.get(site.name, site.reason))
+        lowering, name = done.lowerings.get(site.name, "unchanged"), site.name
+        note = done.reasons.get(name, site.reason)
+        add(sites, name, site.spelling, lowering, proved.get(name, "-"), note)
     counts = section("operators", "operator", "before>", "after>")
     for name in sorted({*done.before, *done.after}):
         before, after = done.before.get(name, 0), done.after.get(name, 0)
@@ -95,6 +100,7 @@ def optimized_parts(done: Optimized, out: Path) -> list[Section | str]:
         *_pruned_section(done),
         *([] if done.plan is None else _timed(done.plan)),
         counts,
+        *([] if done.proof is None else [proof_line(done.proof)]),
         _check_line(done),
         f"wrote    {printable(str(out))}",
     ]
@@ -169,13 +175,20 @@ def verifications_json(found: Sequence[Verification]) -> JSON:
             "skipped": v.skipped,
             "score": None if v.comparison is None else number(v.comparison.score),
             "max_abs": None if v.comparison is None else number(v.comparison.max_abs),
-            "worst": v.error if v.comparison is None else v.comparison.worst,
+            "worst": v.why or (v.comparison.worst if v.comparison is not None else ""),
             "agreement": None if v.agreement is None else asdict(v.agreement),
+            "proof": proof_json(v.proof),
             "note": v.note,
         }
         for v in found
     ]
     return {"passed": succeeded(found), "targets": rows}
+
+
+def verifications_parts(found: Sequence[Verification], samples: int) -> list[Section]:
+    """Return the verdicts, and what is proved of each site."""
+    proofs = proofs_parts({str(v.target): v.proof for v in found})
+    return [verifications_table(found, samples), *proofs]
 
 
 def verifications_table(found: Sequence[Verification], samples: int) -> Section:
@@ -188,7 +201,8 @@ def verifications_table(found: Sequence[Verification], samples: int) -> Section:
             add(table, v.target, "-", "-", "-", v.error, verdict)
         else:
             score, error = f"{v.comparison.score:.2f}", f"{v.comparison.max_abs:.1e}"
-            worst = f"{v.comparison.worst}; {v.note}" if v.note else v.comparison.worst
+            worst = v.why or v.comparison.worst
+            worst = f"{worst}; {v.note}" if v.note else worst
             add(table, v.target, score, error, v.agreement or "-", worst, verdict)
     return table
 
@@ -255,7 +269,7 @@ def _why(verification: Verification) -> str:
     """Return why a target is not timed."""
     if verification.skipped:
         return f"not here: {verification.error}"
-    return verification.error or verification.note or "verification failed"
+    return verification.why or verification.note or "verification failed"
 
 
 def benchmark_tables(found: Benchmark) -> list[Section]:

@@ -1,0 +1,312 @@
+"""Which row of the canonical graph each row of a lowered layer is, and within how many roundings.
+
+Rows are found by a projection on random numbers, then compared element by element: equal, negated,
+or with a scale and a shift that the canonical graph applies behind the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from crelu_deploy.op import Array
+from crelu_deploy.proof.columns import Basis
+from crelu_deploy.proof.constants import Numbers, cast
+from crelu_deploy.proof.layers import CHUNK, Layer
+from crelu_deploy.proof.terms import Key, Terms
+
+SLACK = 1 + 2.0**-20
+"""For what is computed in float64 itself."""
+
+REDUCED_SLACK = 1 + 2.0**-10
+"""For what was rounded to float32 before it was rounded to a reduced type."""
+
+
+class Register:
+    """The layers of the canonical graph, by what they do and read."""
+
+    def __init__(self, terms: Terms) -> None:
+        self._terms = terms
+        self._layers: dict[Key, list[Layer]] = {}
+
+    def add(self, layer: Layer) -> None:
+        """Note a layer."""
+        for key in self._keys(layer):
+            self._layers.setdefault(key, []).append(layer)
+
+    def candidates(self, layer: Layer) -> list[Layer]:
+        """Return the layers that do the same to something that this one reads, the likely first."""
+        score: dict[int, float] = {}
+        found: dict[int, Layer] = {}
+        for key in self._keys(layer):
+            for one in self._layers.get(key, []):
+                found[id(one)] = one
+                score[id(one)] = score.get(id(one), 0) + 1
+        for number, one in found.items():
+            score[number] += 0.5 * (one.data.key() == layer.data.key())
+        return [found[n] for n in sorted(found, key=lambda n: -score[n])]
+
+    def _keys(self, layer: Layer) -> Iterable[Key]:
+        if layer.groups > 1:
+            return [(layer.what, layer.groups, layer.data.key())]
+        families = {
+            part.base
+            for family, _ in self._terms.groups(layer.data.atoms)
+            for part in [p for _, p in family.parts] or [family]
+        }
+        return [(layer.what, 1, base) for base in sorted(families)]
+
+
+@dataclass
+class Match:
+    """What is known of the rows of a lowered layer.
+
+    Attributes:
+        atoms: (n,) the atom that each is, -1 where none is found.
+        scale: (n,) what the atom is multiplied by.
+        shift: (n,) what is added.
+        roundings: Site -> how many roundings its weights are apart.
+    """
+
+    atoms: Array
+    scale: Array
+    shift: Array
+    roundings: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row is found."""
+        return bool((self.atoms >= 0).all())
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a canonical layer, as they are and with every scale and shift that they meet.
+
+    Attributes:
+        row: (n,) the number of the row.
+        scale: (n,) what it is multiplied by.
+        shift: (n,) what is added then.
+        site: (n,) the number of the site that the scale belongs to, -1 for none.
+    """
+
+    row: Array
+    scale: Array
+    shift: Array
+    site: Array
+
+    def at(self, index: Array, sign: Array) -> Rows:
+        """Return some of them, negated where the sign is -1."""
+        scale, shift = self.scale[index] * sign, self.shift[index] * sign
+        return Rows(self.row[index], scale, shift, self.site[index])
+
+    def where(self, mask: Array) -> Rows:
+        """Return those of a mask."""
+        return Rows(self.row[mask], self.scale[mask], self.shift[mask], self.site[mask])
+
+
+def match(layer: Layer, register: Register, numbers: Numbers) -> Match:
+    """Return what the rows of a lowered layer are."""
+    n = layer.outputs
+    found = Match(np.full(n, -1), np.ones(n), np.zeros(n))
+    _zeros(layer, found)
+    candidates = register.candidates(layer)
+    # In a reduced precision, roundings of two rows may be near: first those that are equal.
+    for most in (2,) if numbers.reduced is None else (0, 2):
+        for other in candidates:
+            if found.complete:
+                break
+            _search(layer, other, found, numbers, most)
+    return found
+
+
+def _zeros(layer: Layer, found: Match) -> None:
+    """A row of zeros is its bias, where that is one number."""
+    shifts = layer.shifts()
+    zero = layer.projection[2] & (shifts == shifts[:, :1]).all(1)
+    if zero.any():
+        found.atoms[zero], found.scale[zero] = layer.fill(), 0
+        found.shift[zero] = shifts[zero, 0]
+
+
+NEIGHBOURS = (0, -1, 1, -2, 2, -3, 3, -4, 4, -5, 5, -6, 6)
+"""How far from the nearest projection a row is looked for: roundings move projections."""
+
+
+def _search(layer: Layer, other: Layer, found: Match, numbers: Numbers, most: int) -> None:
+    """Compare the rows that are not found yet with the nearest ones of a layer."""
+    offered = rows_of(other)
+    _in_order(layer, other, found, numbers, most)
+    projections = _offered(other, offered, numbers.reduced)
+    signs = np.repeat([1.0, -1.0], len(projections))
+    both = np.concatenate([projections, -projections])
+    order = np.argsort(both, kind="stable")
+    wanted, sizes = _wanted(layer), layer.projection[1]
+    at = np.searchsorted(both[order], wanted)
+    limit = 8 * layer.unit * (sizes + np.abs(wanted)) + 1e-30
+    for step in NEIGHBOURS:
+        place = order[np.clip(at + step, 0, len(order) - 1)] if len(order) else at
+        left = np.flatnonzero(found.atoms < 0)
+        if not len(left) or not len(order):
+            return
+        index = left[(np.abs(wanted - both[place]) <= limit)[left]]
+        rows = offered.at(place[index] % len(projections), signs[place[index]])
+        _accept(layer, other, index, rows, found, numbers, most)
+
+
+def rows_of(other: Layer) -> Rows:
+    """Return the rows of a canonical layer with their scales and shifts."""
+    family = other.terms.of(other.base)
+    assert other.entries is not None, "it is a canonical layer"
+    own = np.unique(other.entries.atoms[other.entries.scale != 0]) - other.base
+    parts = [(own, np.ones(len(own)), np.zeros(len(own)), np.full(len(own), -1))]
+    for block in family.blocks:
+        at = np.flatnonzero(block.scale > 0)
+        if not block.new:
+            parts.append((at, block.scale[at], block.shift[at], block.sites[at]))
+    return Rows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+BIAS = 0.7390851332151607
+"""The random number that belongs to the bias."""
+
+
+def _wanted(layer: Layer) -> Array:
+    return np.asarray(layer.projection[0] + np.nan_to_num(layer.shifts()).mean(1) * BIAS)
+
+
+def _offered(other: Layer, rows: Rows, reduced: ir.DataType | None) -> Array:
+    """Return the projections; what is added behind a product is not in its weights."""
+    if reduced is None:
+        values = other.projection[0][rows.row] * rows.scale
+    else:
+        values = other.project(rows.row, rows.scale, reduced)
+    if other.node.op_type == "MatMul":
+        return np.asarray(values)
+    bias = np.nan_to_num(other.shifts()).mean(1)[rows.row] * rows.scale + rows.shift
+    if reduced is not None:
+        bias = cast(bias.astype(np.float32), reduced).astype(np.float64)
+    return np.asarray(values + bias * BIAS)
+
+
+def _in_order(layer: Layer, other: Layer, found: Match, numbers: Numbers, most: int) -> None:
+    """Compare rows with those at the same places, which they mostly are where as many are there."""
+    entries = other.entries
+    if entries is None or len(entries) != layer.outputs or numbers.reduced is None:
+        return
+    index = np.flatnonzero((found.atoms < 0) & (entries.scale != 0))
+    row, none = entries.atoms[index] - other.base, np.full(len(index), -1)
+    rows = Rows(row, entries.scale[index], entries.shift[index], none)
+    _accept(layer, other, index, rows, found, numbers, most)
+
+
+def _accept(
+    layer: Layer,
+    other: Layer,
+    index: Array,
+    rows: Rows,
+    found: Match,
+    numbers: Numbers,
+    most: int,
+) -> None:
+    """Note which rows are those proposed."""
+    if not len(index):
+        return
+    allowed = (rows.site >= 0).astype(int)
+    level = levels(layer, other, index, rows, numbers)
+    rewritten = level > allowed
+    if rewritten.any() and other.sites:
+        part = rows.where(rewritten)
+        again = levels(layer, other, index[rewritten], part, numbers, layer.basis)
+        level[rewritten] = again
+        allowed[rewritten] += bool(other.sites)
+    good = level <= np.minimum(allowed, most)
+    index, rows, level = index[good], rows.where(good), level[good]
+    found.atoms[index], found.scale[index] = other.base + rows.row, rows.scale
+    found.shift[index] = 0 if layer.node.op_type == "MatMul" else rows.shift
+    if not level.any():
+        return
+    names = {layer.terms.sites[i] for i in rows.site[level > 0] if i >= 0} | other.sites
+    for name in names:
+        found.roundings[name] = max(found.roundings.get(name, 0), int(level.max()))
+
+
+Pair = tuple[Array, Array, Array]
+"""Rows of two layers over the same atoms, and the sizes of the second's terms."""
+
+
+def levels(
+    layer: Layer,
+    other: Layer,
+    index: Array,
+    rows: Rows,
+    numbers: Numbers,
+    basis: Basis | None = None,
+) -> Array:
+    """Return how many roundings rows are apart from those proposed: 0, 1, 2, or 9 for more.
+
+    The rows are over the atoms that are read, or over their terms in a basis.
+    """
+    found = np.empty(len(index), int)
+    step = max(1, CHUNK // max(1, layer.weight[:1].size + other.weight[:1].size))
+    for start in range(0, len(index), step):
+        part = np.zeros(len(index), bool)
+        part[start : start + step] = True
+        pair = aligned(layer, other, index[part], rows.row[part], basis)
+        found[part] = _levels(layer, other, index[part], rows.where(part), numbers, pair)
+    return found
+
+
+@np.errstate(all="ignore")
+def _levels(
+    layer: Layer, other: Layer, index: Array, rows: Rows, numbers: Numbers, pair: Pair
+) -> Array:
+    got, expected, size = pair
+    scale = rows.scale[:, None, None]
+    expected, size = expected * scale, size * np.abs(scale)
+    found = _apart(got, expected, size, layer, numbers)
+    if layer.node.op_type != "MatMul":
+        bias, shift = other.shifts()[rows.row] * rows.scale[:, None], rows.shift[:, None]
+        size = np.abs(bias) + np.abs(shift)
+        found = np.maximum(found, _apart(layer.shifts()[index], bias + shift, size, layer, numbers))
+    if layer.groups > 1:
+        found[layer.group(index) != other.group(rows.row)] = 9
+    return found
+
+
+def aligned(layer: Layer, other: Layer, index: Array, row: Array, basis: Basis | None) -> Pair:
+    """Return rows of a lowered and a canonical layer over the same atoms."""
+    first, second = layer.columns(basis), other.columns(basis)
+    got, _ = layer.rows(index, first)
+    expected, size = other.rows(row, second)
+    one, two = first.keys, second.keys
+    if np.array_equal(one, two):
+        return got, expected, size
+    union = np.union1d(one[0], two[0])
+    wide = [np.zeros((len(index), len(union), got.shape[2])) for _ in range(3)]
+    wide[0][:, np.searchsorted(union, one[0])] = got
+    wide[1][:, np.searchsorted(union, two[0])] = expected
+    wide[2][:, np.searchsorted(union, two[0])] = size
+    return wide[0], wide[1], wide[2]
+
+
+def _apart(got: Array, expected: Array, size: Array, layer: Layer, numbers: Numbers) -> Array:
+    """Return how many roundings the worst number of each row is apart."""
+    slack = SLACK
+    if numbers.reduced is not None:
+        slack = REDUCED_SLACK
+        limit = float(np.finfo(np.float16).max)
+        if numbers.reduced == ir.DataType.FLOAT16:
+            expected = np.where(np.isfinite(expected), np.clip(expected, -limit, limit), expected)
+        if layer.factor == 1:
+            rounded = cast(expected.astype(np.float32), numbers.reduced).astype(np.float64)
+            expected = np.where(got == rounded, rounded, expected)
+    same = (got == expected) | (np.isnan(got) & np.isnan(expected))
+    error = np.abs(got - expected)
+    one = slack * layer.unit * np.abs(expected) + layer.smallest
+    two = one + slack * layer.unit * size
+    level = np.where(same, 0, np.where(error <= one, 1, np.where(error <= two, 2, 9)))
+    return np.asarray(level.reshape(len(level), -1).max(1, initial=0))

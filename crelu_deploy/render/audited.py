@@ -1,0 +1,59 @@
+"""What became of planted faults, as text for people and as JSON for programs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from crelu_deploy.auditing import Audit, Planted
+from crelu_deploy.auditing.faults import KINDS, SIMULATED
+from crelu_deploy.tables import Section, add, counted, section
+
+JSON = dict[str, Any]
+
+
+def audit_json(done: Audit) -> JSON:
+    """Return every fault and who caught it, and the counts of each kind."""
+    return {
+        "target": str(done.target),
+        "provable": done.provable,
+        "passed": not done.missed,
+        "kinds": {kind: _counts(faults) for kind, faults in _by_kind(done).items()},
+        "faults": [{**asdict(one), "caught": one.caught} for one in done.planted],
+    }
+
+
+def audit_parts(done: Audit) -> list[Section | str]:
+    """Return a row per kind, and the faults that nothing caught."""
+    title = f"audit    {done.target}: {counted(len(done.planted), 'fault')} planted"
+    names = ("planted>", "by the proof>", "by the samples>", "by either>", "visible>", "missed>")
+    table = section(title, "kind", *names)
+    for kind, faults in _by_kind(done).items():
+        name = f"{kind} (a runtime's, simulated)" if kind in SIMULATED else kind
+        add(table, name, *_counts(faults).values())
+    add(table, "all", *_counts(done.planted).values())
+    parts: list[Section | str] = [table]
+    if not done.provable:
+        parts.append("the file is not provable: only the samples can catch a fault")
+    if done.missed:
+        missed = section("missed   visible on the samples, and nothing noticed", "kind", "where")
+        for one in done.missed:
+            add(missed, one.kind, one.where)
+        parts.append(missed)
+    return parts
+
+
+def _by_kind(done: Audit) -> dict[str, tuple[Planted, ...]]:
+    found = {kind: tuple(p for p in done.planted if p.kind == kind) for kind in KINDS}
+    return {kind: faults for kind, faults in found.items() if faults}
+
+
+def _counts(faults: tuple[Planted, ...]) -> dict[str, int]:
+    return {
+        "planted": len(faults),
+        "by_proof": sum(bool(one.proof) for one in faults),
+        "by_samples": sum(bool(one.comparison) for one in faults),
+        "caught": sum(one.caught for one in faults),
+        "visible": sum(one.visible for one in faults),
+        "missed": sum(one.visible and not one.caught for one in faults),
+    }

@@ -1,0 +1,140 @@
+"""Planted faults: each kind changes a graph, and the verification of a bundle catches them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from bundles import write_bundle
+from graphs import Case, bytes_of, image, model
+
+from crelu_deploy.auditing import audit
+from crelu_deploy.auditing.editing import Graph
+from crelu_deploy.auditing.faults import KINDS, SIMULATED
+from crelu_deploy.bundle import Bundle
+from crelu_deploy.cli import run
+from crelu_deploy.errors import BuildError
+from crelu_deploy.lowerings import lower
+from crelu_deploy.pipeline import build
+from crelu_deploy.proof import prove
+from crelu_deploy.targets import Options, Target
+
+ONE = Options(threads=1)
+NETWORK: tuple[Case, str] = (
+    image("[conv] z = Conv<pads=[1,1,1,1]>(x, w, b)", v=(5, 12, 3, 3), d=(5,)),
+    "[site] c = crelu_deploy.CReLU<axis=1>(z) [pool] e = MaxPool<kernel_shape=[2,2]>(c)"
+    " [next] y = Conv(e, v, d)",
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_planted_and_refuted(kind: str) -> None:
+    canonical = model(*NETWORK)
+    lowered = lower(canonical, "primitive").model
+    before = bytes_of(lowered)
+    where = KINDS[kind](Graph(lowered, np.random.default_rng(3)))
+    assert where
+    assert bytes_of(lowered) != before
+    onnx.checker.check_model(ir.to_proto(lowered))
+    assert prove(canonical, lowered).refuted
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_without_a_place_plants_nothing(kind: str) -> None:
+    lowered = model(Case("y = Sqrt(x)", (2, 4, 7, 9)), "")
+    before = bytes_of(lowered)
+    assert KINDS[kind](Graph(lowered, np.random.default_rng(3))) is None
+    assert bytes_of(lowered) == before
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle with one convolution, built without PyTorch."""
+    made = write_bundle(tmp_path_factory.mktemp("audit") / "bundle")
+    assert not any(done.error for done in build(made, ["ort-cpu:mirror", "ort-cpu:fold"], ONE))
+    return Bundle.open(made.path)
+
+
+@pytest.mark.parametrize("target", ["ort-cpu:mirror", "ort-cpu:fold"])
+def test_an_audit_catches_all(small: Bundle, target: str) -> None:
+    before = {file: file.read_bytes() for file in small.path.rglob("*") if file.is_file()}
+    done = audit(small, Target.parse(target), ONE, faults=20, seed=1)
+    assert len(done.planted) == 20
+    assert done.provable
+    assert all(one.proof for one in done.planted)
+    assert any(one.visible and one.comparison for one in done.planted)
+    assert done.missed == ()
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_an_audit_is_the_same_for_the_same_seed(small: Bundle) -> None:
+    target = Target.parse("ort-cpu:mirror")
+    one, same, other = (audit(small, target, ONE, faults=8, seed=s) for s in (1, 1, 2))
+    assert one == same
+    assert [p.where for p in one.planted] != [p.where for p in other.planted]
+
+
+def test_the_kinds_take_turns(small: Bundle) -> None:
+    done = audit(small, Target.parse("ort-cpu:mirror"), ONE, faults=24)
+    counts = Counter(one.kind for one in done.planted)
+    assert max(counts.values()) - min(counts.values()) <= 1
+    assert set(SIMULATED) <= counts.keys()
+
+
+WRONG = {
+    "an engine": ("trt-fp32", "faults are planted into ONNX files, which it does not open"),
+    "no file": ("torch", "faults are planted into ONNX files"),
+    "not built": ("ort-cpu:depthwise", "is not built"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_audited(name: str, small: Bundle) -> None:
+    target, said = WRONG[name]
+    with pytest.raises(BuildError, match=said):
+        audit(small, Target.parse(target), ONE, faults=1)
+
+
+def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Return the exit code and what stands on standard output."""
+    code = run(arguments)
+    return code, capsys.readouterr().out
+
+
+def test_the_command(small: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["audit", str(small.path), "-t", "ort-cpu:mirror", "--faults", "6", "--threads", "1"]
+    code, text = printed(asked, capsys)
+    assert code == 0
+    assert "6 faults planted" in text
+    code, text = printed([*asked, "--json"], capsys)
+    found = json.loads(text)
+    assert (code, found["passed"], found["provable"]) == (0, True, True)
+    assert sum(kind["planted"] for kind in found["kinds"].values()) == len(found["faults"]) == 6
+
+
+def test_a_fault_that_is_missed_is_a_failure(
+    small: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crelu_deploy.auditing.auditor.prove_target", lambda *_: None)
+    monkeypatch.setattr("crelu_deploy.auditing.auditor._said", lambda _: "")
+    code = run(["audit", str(small.path), "-t", "ort-cpu:mirror", "--faults", "6"])
+    shown = capsys.readouterr()
+    assert code == 1
+    assert "missed" in shown.out
+    assert "change the outputs and are not caught" in shown.err
+
+
+def test_a_target_that_fails_already_is_not_audited(small: Bundle, tmp_path: Path) -> None:
+    copy = write_bundle(tmp_path / "bundle")
+    build(copy, ["ort-cpu:mirror"], ONE)
+    target = Target.parse("ort-cpu:mirror")
+    lowered = ir.load(copy.artifact(target))
+    assert KINDS["dropped bias"](Graph(lowered, np.random.default_rng(0)))
+    copy.record(copy.write(lowered, target))
+    with pytest.raises(BuildError, match="fails without a fault, nothing was planted"):
+        audit(copy, target, ONE, faults=1)
