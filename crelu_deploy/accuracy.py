@@ -166,8 +166,8 @@ def _against_noise(actual: Array, expected: Array, name: str, floor: Array) -> C
     if peak >= broad:
         told = f"{worst}, {found[index]:.3g} times PyTorch's rounding"
         return Comparison(peak, largest, told)
-    told = f"errors like that in a whole channel, {typical[channel]:.3g} times PyTorch's rounding"
-    return Comparison(broad, largest, f"{worst}, {told}")
+    told = f"the errors of its channel are {typical[channel]:.3g} times PyTorch's rounding"
+    return Comparison(broad, largest, f"{worst}; {told}")
 
 
 def _place(number: int, array: Array, axis: int | None) -> tuple[int, ...]:

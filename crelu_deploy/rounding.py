@@ -74,18 +74,22 @@ def _typical(error: Array, size: Array, ulp: float) -> float:
 
 
 def shared(floors: Sequence[Array], outputs: Sequence[Array]) -> list[Array]:
-    """Let the samples of an output of few elements have one noise, the largest.
+    """Let the samples in which an output has few elements have one noise, the largest of theirs.
 
     A few errors tell little: they may be small by chance. They count as eight roundings of the
     output's size at least.
     """
-    if not outputs or outputs[0][:1].size >= ENOUGH:
+    few = [i for i, y in enumerate(outputs) if y[:1].size < ENOUGH]
+    if not few:
         return list(floors)
     ulp = float(np.finfo(outputs[0].dtype).eps) / 2
-    sizes = [float(np.sqrt(np.mean(np.square(y, dtype=np.float64)))) for y in outputs]
+    sizes = [float(np.sqrt(np.mean(np.square(outputs[i], dtype=np.float64)))) for i in few]
     least = max(2 * ULPS * ulp * size for size in sizes)
-    largest = np.maximum(np.stack(floors).max((0, 1)), (least, 0))
-    return [np.broadcast_to(largest, one.shape).copy() for one in floors]
+    largest = np.maximum(np.max([floors[i].max(0) for i in few], 0), (least, 0))
+    return [
+        np.broadcast_to(largest, one.shape).copy() if i in few else one
+        for i, one in enumerate(floors)
+    ]
 
 
 def units(actual: Array, expected: Array, floor: Array) -> Array:

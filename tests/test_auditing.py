@@ -64,12 +64,25 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def test_an_audit_catches_all(small: Bundle, target: str) -> None:
     before = {file: file.read_bytes() for file in small.path.rglob("*") if file.is_file()}
     done = audit(small, Target.parse(target), ONE, faults=20, seed=1)
-    assert len(done.planted) == 20
+    assert len(done.visible) == 20
     assert done.provable
-    assert all(one.proof for one in done.planted)
-    assert any(one.visible and one.comparison for one in done.planted)
+    assert all(one.examined.proof for one in done.planted)
+    assert any(one.examined.visible and one.examined.comparison for one in done.planted)
     assert done.missed == ()
     assert {file: file.read_bytes() for file in before} == before
+
+
+def test_real_inputs_tell_what_is_visible(small: Bundle, tmp_path: Path) -> None:
+    """Where the inputs are zero, nothing but a bias is visible."""
+    spec, target = small.inputs[0], Target.parse("ort-cpu:mirror")
+    shape = [extent if isinstance(extent, int) else 2 for extent in spec.shape]
+    np.savez(tmp_path / "zeros.npz", **{spec.name: np.zeros(shape, spec.dtype)})
+    done = audit(small, target, ONE, faults=12, inputs=tmp_path / "zeros.npz")
+    usual = audit(small, target, ONE, faults=12)
+    seen = {one.where for one in done.visible}
+    assert {one.where for one in usual.planted[:12]} == {one.where for one in done.planted[:12]}
+    assert 0 < len(seen & {one.where for one in usual.visible}) < len(usual.visible)
+    assert all(one.examined.caught for one in done.planted)
 
 
 def test_an_audit_is_the_same_for_the_same_seed(small: Bundle) -> None:
@@ -110,23 +123,24 @@ def test_the_command(small: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["audit", str(small.path), "-t", "ort-cpu:mirror", "--faults", "6", "--threads", "1"]
     code, text = printed(asked, capsys)
     assert code == 0
-    assert "6 faults planted" in text
+    assert "6 of 6 visible faults caught" in text
     code, text = printed([*asked, "--json"], capsys)
     found = json.loads(text)
     assert (code, found["passed"], found["provable"]) == (0, True, True)
-    assert sum(kind["planted"] for kind in found["kinds"].values()) == len(found["faults"]) == 6
+    assert sum(kind["visible"] for kind in found["kinds"].values()) == 6
+    assert sum(kind["planted"] for kind in found["kinds"].values()) == len(found["faults"])
 
 
 def test_a_fault_that_is_missed_is_a_failure(
     small: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crelu_deploy.auditing.auditor.prove_target", lambda *_: None)
-    monkeypatch.setattr("crelu_deploy.auditing.auditor._said", lambda _: "")
-    code = run(["audit", str(small.path), "-t", "ort-cpu:mirror", "--faults", "6"])
+    monkeypatch.setattr("crelu_deploy.auditing.built.prove_target", lambda *_: None)
+    monkeypatch.setattr("crelu_deploy.auditing.built._said", lambda _: "")
+    code = run(["audit", str(small.path), "-t", "ort-cpu:mirror", "--faults", "3"])
     shown = capsys.readouterr()
     assert code == 1
     assert "missed" in shown.out
-    assert "change the outputs and are not caught" in shown.err
+    assert "faults that change the outputs are not caught" in shown.err
 
 
 def test_a_target_that_fails_already_is_not_audited(small: Bundle, tmp_path: Path) -> None:

@@ -82,6 +82,15 @@ def test_few_elements_share_one_noise():
     assert shared([np.array([[1.0, 0]]), np.array([[2.0, 0]])], many)[0][0, 0] == 1
 
 
+def test_samples_of_other_extents_may_have_more_elements_and_more_channels():
+    outputs = [random(1, 2, 1, 2), random(1, 2, 5, 5)]
+    floors = shared(
+        [np.array([[1.0, 2.0]]), np.array([[3.0, 4.0]] * 2)],
+        [y.astype(np.float32) for y in outputs],
+    )
+    assert [one.tolist() for one in floors] == [[[1.0, 2.0]], [[3.0, 4.0]] * 2]
+
+
 # what is done to 5 channels of 6x6, of sizes 1e4, 1, 1, 1, 1 and noise 1e-6 of each
 FAULTS = {
     "none": (lambda y: None, True),

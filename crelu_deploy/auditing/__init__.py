@@ -1,5 +1,6 @@
-"""How much "verified" means for a bundle: faults are planted, and counted who catches them."""
+"""How much "verified" means for a network: faults are planted, and counted who catches them."""
 
-from crelu_deploy.auditing.auditor import Audit, Planted, audit
+from crelu_deploy.auditing.auditor import Audit, Planted
+from crelu_deploy.auditing.built import audit
 
 __all__ = ["Audit", "Planted", "audit"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -13,10 +14,7 @@ from crelu_deploy.cli.output import Output
 from crelu_deploy.cli.text import Text
 from crelu_deploy.targets import Target
 
-
-@cli.command(epilog="Example: crelu audit faceboxes.crelu -t ort-cpu --faults 200")
-@click.argument("bundle", type=options.FILE)
-@click.option(
+TARGET = click.option(
     "-t",
     "--target",
     default="ort-cpu",
@@ -24,32 +22,59 @@ from crelu_deploy.targets import Target
     type=Text("BACKEND[:LOWERING]", Target.parse),
     help="The built target that faults are planted into.",
 )
-@click.option(
-    "--faults", type=click.IntRange(min=1), default=200, show_default=True, help="How many."
+
+
+@dataclass(frozen=True)
+class Planting:
+    """Which faults are planted."""
+
+    faults: int
+    inputs: Path | None
+    seed: int
+
+
+planting = options.group(
+    "planting",
+    Planting,
+    click.option(
+        "--faults",
+        type=click.IntRange(min=1),
+        default=200,
+        show_default=True,
+        help="How many that change the outputs.",
+    ),
+    click.option(
+        "--samples",
+        "inputs",
+        type=options.FILE,
+        help="An NPZ of real inputs: which faults matter; the recorded samples by default.",
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Chooses the places."),
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Chooses the places.")
+
+
+@cli.command(epilog="Example: crelu audit faceboxes.crelu -t ort-cpu --samples photos.npz")
+@click.argument("bundle", type=options.FILE)
+@TARGET
+@planting
 @options.running
 @options.output
 def audit(
-    bundle: Path, target: str, faults: int, seed: int, running: options.Running, output: Output
+    bundle: Path, target: str, planting: Planting, running: options.Running, output: Output
 ) -> int:
     """Plant faults into copies of a target, and count which its verification catches."""
     from crelu_deploy import auditing
     from crelu_deploy.render import audited
 
     with output:
+        opened, settings = Bundle.open(bundle), running.options()
         done = auditing.audit(
-            Bundle.open(bundle),
-            Target.parse(target),
-            running.options(),
-            faults=faults,
-            seed=seed,
-            progress=output.progress,
+            opened, Target.parse(target), settings, **vars(planting), progress=output.progress
         )
         output.result(audited.audit_json(done), *audited.audit_parts(done))
     if done.missed:
         click.echo(
-            f"error: {len(done.missed)} of {len(done.planted)} faults change the outputs and "
+            f"error: {len(done.missed)} of {len(done.visible)} faults that change the outputs "
             "are not caught: record more samples with crelu export --samples",
             err=True,
         )
