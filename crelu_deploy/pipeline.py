@@ -25,10 +25,11 @@ from crelu_deploy.lowerings import lower
 from crelu_deploy.plan import Plan
 from crelu_deploy.precision import in_precision
 from crelu_deploy.proving import prove_lowered, prove_target, recorded
+from crelu_deploy.resizing import resized
 from crelu_deploy.results import Benchmark, Build, Engine, Row, Verification
 from crelu_deploy.rules import choice
 from crelu_deploy.runner import Runner
-from crelu_deploy.samples import Array
+from crelu_deploy.samples import Array, Sample
 from crelu_deploy.targets import (
     AUTO,
     BACKENDS,
@@ -184,6 +185,7 @@ def verify(
     options: Options = DEFAULT,
     *,
     tolerance: Tolerance | None = None,
+    sizes: Sequence[str] = (),
     progress: Progress = silent,
 ) -> tuple[Verification, ...]:
     """Prove targets from their files, and compare them with PyTorch's recorded outputs.
@@ -195,14 +197,32 @@ def verify(
         targets: What to verify, or every target that was built.
         options: Threads and trust.
         tolerance: What counts as equal, instead of what element type and precision tell.
+        sizes: Further sizes to compare at, ``[NAME:]2x3x96x128,1x3x64x64`` for each input; PyTorch
+            and the checkpoint must be here then.
         progress: Told what is being done.
+
+    Raises:
+        UnsupportedModel: A size is none that the network takes.
+        BackendUnavailable: PyTorch or the checkpoint is missing.
     """
     opened = opened_bundle(bundle)
+    more = _recorded(opened, sizes, options, progress) if sizes else ()
     results = []
     for target in parse_targets(targets) or built(opened):
         with ExitStack() as stack:
-            results.append(_verify(opened, target, options, tolerance, progress, stack)[0])
+            found, _ = _verify(opened, target, options, tolerance, progress, stack, more)
+            results.append(found)
     return tuple(results)
+
+
+def _recorded(
+    bundle: Bundle, sizes: Sequence[str], options: Options, progress: Progress
+) -> tuple[Sample, ...]:
+    """Let PyTorch compute the outputs at further sizes."""
+    calls = resized(bundle, sizes)
+    progress("run PyTorch")
+    samples: tuple[Sample, ...] = BACKENDS["torch"].implementation().record(bundle, calls, options)
+    return samples
 
 
 def _verify(
@@ -212,6 +232,7 @@ def _verify(
     tolerance: Tolerance | None,
     progress: Progress,
     stack: ExitStack,
+    more: Sequence[Sample] = (),
 ) -> tuple[Verification, Runner | None]:
     """Build a target where it is missing and check it; its runner stays open in the stack."""
     if BACKENDS[target.backend].lowered and str(target) not in bundle.manifest["targets"]:
@@ -223,7 +244,7 @@ def _verify(
         start = time.perf_counter()
         runner = stack.enter_context(open_target(bundle, target, options))
         opening = time.perf_counter() - start
-        found = judge(bundle, target, runner, tolerance, opening)
+        found = judge(bundle, target, runner, tolerance, opening, more)
         return replace(found, proof=prove_target(bundle, target)), runner
     except DeployError as error:
         skipped = isinstance(error, BackendUnavailable)
@@ -231,15 +252,20 @@ def _verify(
 
 
 def judge(
-    bundle: Bundle, target: Target, runner: Runner, tolerance: Tolerance | None, opening: float
+    bundle: Bundle,
+    target: Target,
+    runner: Runner,
+    tolerance: Tolerance | None,
+    opening: float,
+    more: Sequence[Sample] = (),
 ) -> Verification:
-    """Run every sample once; compare the values, and where there are any the decisions.
+    """Run every sample, and more, once; compare the values, and where there are any the decisions.
 
     Raises:
         UnsupportedModel: The samples are not those of the runner.
     """
     precision = BACKENDS[target.backend].precision
-    samples = bundle.usual if precision in REDUCED else bundle.samples
+    samples = (*(bundle.usual if precision in REDUCED else bundle.samples), *more)
     for sample in samples:
         sample.check(runner.inputs, runner.outputs)
         if not bundle.manifest.get("allow_nan") and any(map(not_finite, sample.outputs.values())):
@@ -247,7 +273,7 @@ def judge(
                 f"{bundle.path}: PyTorch's outputs are not all finite, and NaN is equal to NaN "
                 "whatever went wrong before; export again, with --allow-nan if that is right"
             )
-    outputs = [runner(sample.inputs) for sample in samples]
+    outputs = [_called(target, runner, sample) for sample in samples]
     limits = REDUCED.get(precision, Limits())
     allowance = GPU_ROUNDING if BACKENDS[target.backend] in GPU else 1.0
     comparison = check(outputs, samples, tolerance or limits.tolerance, allowance)
@@ -255,6 +281,13 @@ def judge(
     agreement = decisions(list(zip(outputs, expected, strict=True)))
     note = saturation.warning(bundle, target)
     return Verification(target, comparison, "", agreement, limits.agreement, opening, note=note)
+
+
+def _called(target: Target, runner: Runner, sample: Sample) -> Mapping[str, Array]:
+    try:
+        return runner(sample.inputs)
+    except ValueError as error:  # an engine takes the extents of its profile alone
+        raise UnsupportedModel(f"{target}: {error}") from error
 
 
 def bench(

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from crelu_deploy import checkpoint
+from crelu_deploy import checkpoint, recording
 from crelu_deploy.bundle import Bundle, sha256
 from crelu_deploy.errors import BackendUnavailable, CheckpointError
 from crelu_deploy.runner import Runner
+from crelu_deploy.samples import Arrays, Sample
 from crelu_deploy.targets import Options, Target
 from crelu_deploy.tensors import flatten
+from crelu_deploy.widening import with_floors
 
 Array = np.ndarray[Any, Any]
 
@@ -50,6 +52,20 @@ def load(bundle: Bundle, target: Target, options: Options) -> ModuleRunner:
     if target.backend == "torch-compile":
         return ModuleRunner(torch.compile(module, dynamic=False), bundle)
     return ModuleRunner(module, bundle)
+
+
+def record(bundle: Bundle, calls: Sequence[Arrays], options: Options) -> tuple[Sample, ...]:
+    """Run the checkpoint that the bundle was exported from; its rounding is measured too.
+
+    Raises:
+        BackendUnavailable, CheckpointError: As for ``load``.
+        ExportError: It refuses a call, or gives what is not finite.
+    """
+    module = _module(bundle, Target("torch", ""), options)
+    samples = recording.record(module, calls, bundle.outputs)
+    if not bundle.manifest.get("allow_nan"):
+        recording.check_finite(samples)
+    return with_floors(module, samples, batched=False)[0]
 
 
 def _module(bundle: Bundle, target: Target, options: Options) -> torch.nn.Module:

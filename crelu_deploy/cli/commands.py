@@ -151,6 +151,7 @@ def build(
 @options.TARGETS
 @click.option("--locate", is_flag=True, help="Compare site by site: where does it go wrong?")
 @REPRODUCE
+@options.SIZES
 @options.TRUST
 @options.running
 @options.limits
@@ -159,6 +160,7 @@ def verify(
     bundle: Path,
     targets: tuple[str, ...],
     locate: bool,
+    sizes: tuple[str, ...],
     reproduce: Path,
     trust: bool,
     running: options.Running,
@@ -171,12 +173,13 @@ def verify(
     with output:
         opened = Bundle.open(bundle)
         settings = running.options(trust=trust)
-        tolerance = limits.tolerance
+        tolerance, progress = limits.tolerance, output.progress
         found = pipeline.verify(
-            opened, targets, settings, tolerance=tolerance, progress=output.progress
+            opened, targets, settings, tolerance=tolerance, sizes=sizes, progress=progress
         )
         data = stages.verifications_json(found)
-        parts: list[object] = [*stages.verifications_parts(found, len(opened.samples))]
+        count = len(opened.samples) + options.number_of(sizes)
+        parts: list[object] = [*stages.verifications_parts(found, count)]
         if locate:
             data["located"], more = look_into(opened, found, settings, tolerance, reproduce, output)
             parts += more

@@ -21,6 +21,7 @@ from crelu_deploy.cli.text import Text
 from crelu_deploy.latency import Effort
 from crelu_deploy.lowerings import LOWERINGS
 from crelu_deploy.preprocessing import Changes
+from crelu_deploy.resizing import parse_sizes
 from crelu_deploy.targets import AUTO, unknown
 
 Command = Callable[..., Any]
@@ -53,12 +54,24 @@ def _check_samples(text: str) -> None:
         raise ValueError(f"samples {text!r}: expected 1 to 10000, or an NPZ file")
 
 
+def number_of(sizes: tuple[str, ...]) -> int:
+    """Return how many calls ``--sizes`` asks for."""
+    return len(parse_sizes(sizes[0])[1]) if sizes else 0
+
+
 INPUT = click.option(
     "--input",
     "inputs",
     multiple=True,
     type=Text("[NAME:]SIZES", shapes.parse_shape),
     help="Shape of an input, such as 1x3x224x224. Repeatable.",
+)
+
+SIZES = click.option(
+    "--sizes",
+    multiple=True,
+    type=Text("[NAME:]SIZES,...", parse_sizes),
+    help="Compare at these sizes too, such as 2x3x96x128,1x3x64x64: PyTorch runs. One per input.",
 )
 
 LOWERING = click.option(
