@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +12,12 @@ import onnx_ir as ir
 
 from crelu_deploy import op
 from crelu_deploy.accuracy import REDUCED, Limits, compare_outputs
-from crelu_deploy.bundle import MODEL, SAMPLES, Bundle
+from crelu_deploy.bundle import Bundle
 from crelu_deploy.errors import BackendUnavailable
-from crelu_deploy.manifest import FORMAT
 from crelu_deploy.pipeline import build, load
-from crelu_deploy.runner import TensorSpec
-from crelu_deploy.samples import Sample, save_samples
-from crelu_deploy.sites import find_sites
+from crelu_deploy.probe import write_probe
+from crelu_deploy.samples import Sample
 from crelu_deploy.targets import BACKENDS, Backend, Options, Target
-from crelu_deploy.writing import save_model
 
 OK, MISSING, BROKEN = "ok", "missing", "broken"
 REFUSES = "cannot run a network of one site"
@@ -116,23 +113,11 @@ def _run(backend: Backend, bundle: Bundle) -> str:
 
 def _smallest(path: Path) -> Bundle:
     """Write a bundle of a 1x1 convolution to 4 channels and a site behind it."""
-    path.mkdir()
     generator = np.random.default_rng(0)
     weight = generator.standard_normal((4, 2, 1, 1), np.float32)
     x = generator.standard_normal((1, 2, 4, 4), np.float32)
-    network = _network(weight)
     y = op.reference(np.einsum("oi,nihw->nohw", weight[:, :, 0, 0], x))
-    save_samples(path / SAMPLES, (Sample({"x": x}, {"y": y}),))
-    bundle = Bundle(path, {"format": FORMAT, "files": {}})
-    bundle.record(
-        (*save_model(network, path / MODEL), path / SAMPLES),
-        source=None,
-        inputs=[asdict(TensorSpec("x", "float32", x.shape))],
-        outputs=["y"],
-        sites=[asdict(site) for site in find_sites(network)],
-        targets={},
-    )
-    return bundle
+    return write_probe(path, _network(weight), Sample({"x": x}, {"y": y}))
 
 
 def _network(weight: op.Array) -> ir.Model:

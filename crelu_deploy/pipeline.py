@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from crelu_deploy import saturation
+from crelu_deploy import miscompilation, saturation
 from crelu_deploy.accuracy import GPU_ROUNDING, REDUCED, Limits, Tolerance, check, not_finite
 from crelu_deploy.agreement import decisions
 from crelu_deploy.bundle import Bundle
@@ -35,6 +36,7 @@ from crelu_deploy.targets import (
     BACKENDS,
     BASELINE,
     CARRIED,
+    ENGINES,
     FUNCTION,
     GPU,
     INT8,
@@ -211,8 +213,38 @@ def verify(
     for target in parse_targets(targets) or built(opened):
         with ExitStack() as stack:
             found, _ = _verify(opened, target, options, tolerance, progress, stack, more)
-            results.append(found)
+            results.append(_asked(found, progress))
     return tuple(results)
+
+
+def _asked(found: Verification, progress: Progress) -> Verification:
+    """Add which known miscompilations the runtime of an engine has, if it ran here."""
+    backend = found.target.backend
+    if BACKENDS[backend].module not in ENGINES or found.comparison is None:
+        return found
+    progress(f"ask {backend} for known miscompilations")
+    try:
+        wrong = miscompiled(backend)
+    except DeployError as error:
+        wrong = (f"known miscompilations could not be asked for: {error}",)
+    return replace(found, note="; ".join(filter(None, (found.note, *wrong))))
+
+
+@functools.cache
+def miscompiled(backend: str) -> tuple[str, ...]:
+    """Return which known miscompilations a backend has on this machine, in words.
+
+    Raises:
+        BackendUnavailable: It does not run here.
+        BuildError: It refuses a reproducer.
+    """
+
+    def judged(bundle: Bundle) -> Verification:
+        with ExitStack() as stack:
+            target = Target(backend, "primitive")
+            return _verify(bundle, target, DEFAULT, None, silent, stack)[0]
+
+    return miscompilation.present(judged)
 
 
 def _recorded(

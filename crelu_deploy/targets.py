@@ -119,6 +119,9 @@ GPU = (
     _gpu("trt-rtx-fp16", "tensorrt_rtx", "tensorrt-rtx", "TensorRT-RTX", FLOAT16, plugins=False),
 )
 
+ENGINES = ("tensorrt", "tensorrt_rtx")
+"""Modules of runtimes that compile a network as a whole."""
+
 BACKENDS: Mapping[str, Backend] = {
     backend.name: backend
     for backend in (

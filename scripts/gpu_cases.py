@@ -10,9 +10,9 @@ import torch
 from gpu_networks import NETWORKS, Bench, Case, prepared, pytorch
 from gpu_onnxruntime import onnxruntime
 from gpu_rows import Check, Row
-from gpu_tensorrt import LOWERINGS, tensorrt
+from gpu_tensorrt import LOWERINGS, miscompilations, tensorrt
 
-from crelu_deploy.targets import CARRIED, PLUGIN
+from crelu_deploy.targets import BACKENDS, CARRIED, ENGINES, PLUGIN
 
 Way = tuple[int, str, Callable[[Bench], Iterator[Row]]]
 """How early it comes, its name, and what gives its rows."""
@@ -58,7 +58,7 @@ def _checks(case: Case, folder: Path) -> list[tuple[int, Check]]:
 
 
 def checks(device: torch.device, folder: Path, *, dry: bool) -> tuple[list[Check], list[Check]]:
-    """Return the checks of every network: the main ones at batch 1, and the rest by rank.
+    """Return the main checks of every network at batch 1, and the others by rank.
 
     Args:
         device: Where they run.
@@ -70,7 +70,14 @@ def checks(device: torch.device, folder: Path, *, dry: bool) -> tuple[list[Check
     lowest = min(rank for rank, _ in ranked)
     ranked.sort(key=lambda pair: pair[0])
     first = [check for rank, check in ranked if rank == lowest]
-    return first, [check for rank, check in ranked if rank > lowest]
+    rest = [check for rank, check in ranked if rank > lowest]
+    return first, [*_known(dry=dry), *rest]
+
+
+def _known(*, dry: bool) -> list[Check]:
+    """Return a check of each runtime that compiles networks: what it is known to compile wrong."""
+    asked = ("ort-cpu",) if dry else [b.name for b in BACKENDS.values() if b.module in ENGINES]
+    return [("miscompilations", name, partial(miscompilations, name)) for name in asked]
 
 
 def _cases(device: torch.device) -> list[Case]:

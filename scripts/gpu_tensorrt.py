@@ -10,10 +10,11 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from gpu_networks import Bench, graph, row
-from gpu_rows import Missing, Row
+from gpu_rows import OK, WRONG, Missing, Row
 
 from crelu_deploy import native, plugin_aot
 from crelu_deploy.errors import BackendUnavailable
+from crelu_deploy.pipeline import miscompiled
 from crelu_deploy.profiles import Range
 from crelu_deploy.runner import TensorSpec
 from crelu_deploy.targets import CARRIED, PLUGIN, Options
@@ -41,6 +42,15 @@ def tensorrt(bench: Bench, lowering: str, folder: Path) -> Iterator[Row]:
         found = row(bench, f"trt {lowering}", call, lambda: outputs)
     note = f"{found.note}; layers: {', '.join(f'{n} {kind}' for kind, n in layers.items())}"
     yield Row(found.part, found.case, found.status, found.value, note)
+
+
+def miscompilations(backend: str) -> Iterator[Row]:
+    """Run the reproducers of known miscompilations on one of the package's backends."""
+    try:
+        wrong = miscompiled(backend)
+    except BackendUnavailable as error:
+        raise Missing(str(error)) from error
+    yield Row("miscompilations", backend, WRONG if wrong else OK, note="; ".join(wrong))
 
 
 def _engine(trt: Any, bench: Bench, lowering: str, folder: Path) -> tuple[Any, dict[str, int]]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from crelu_deploy.targets import BACKENDS, ENGINES
+
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
@@ -125,6 +127,10 @@ def test_the_most_telling_rows_come_first(tmp_path: Path) -> None:
     names = [name for part, name, _ in first if part == labels[0]]
     assert {"ort plain", "ort auto, CUDA graph", "torch eager", "trt auto"} <= {*names}
     assert "torch compile" not in names
+    known = [name for part, name, _ in rest if part == "miscompilations"]
+    assert known == [name for _, name, _ in rest[: len(known)]]
+    assert known == [name for name, b in BACKENDS.items() if b.module in ENGINES]
+    rest = rest[len(known) :]
     every = [(part, name) for part, name, _ in (*first, *rest)]
     assert len(set(every)) == len(every) == 7 * 2 * (3 + 6 * 2 + 6)
     slow = next(i for i, (_, name, _) in enumerate(rest) if name == "torch compile")
