@@ -15,6 +15,7 @@ import onnx_ir as ir
 from crelu_deploy.accuracy import compare_outputs
 from crelu_deploy.auditing.editing import Graph
 from crelu_deploy.auditing.faults import KINDS
+from crelu_deploy.behind import Witness
 from crelu_deploy.bundle import SAMPLES, Bundle
 from crelu_deploy.errors import BuildError, DeployError
 from crelu_deploy.modelfile import read_file
@@ -107,9 +108,9 @@ def audit(
     with open_target(bundle, target, options) as runner:
         sound = judge(bundle, target, runner, None, 0.0)
         outputs = [runner(sample.inputs) for sample in bundle.samples]
-    proof = prove_target(bundle, target)
-    clean = _Clean(bundle, target, options, outputs)
-    if not replace(sound, proof=proof).passed:
+    proof, witness = prove_target(bundle, target), Witness(bundle, options)
+    clean = _Clean(witness, target, outputs)
+    if not replace(sound, proof=proof, sites=witness.judge(target)[0]).passed:
         raise BuildError(
             f"{bundle.path}: {target} fails without a fault, nothing was planted; "
             f"run: crelu verify {bundle.path} -t {target}"
@@ -135,14 +136,13 @@ def _require(target: Target) -> None:
 class _Clean:
     """A target without a fault, and its outputs for the samples."""
 
-    bundle: Bundle
+    witness: Witness
     target: Target
-    options: Options
     outputs: Sequence[Arrays]
 
     def model(self) -> ir.Model:
         """Read the target's file anew."""
-        return read_file(self.bundle.artifact(self.target))
+        return read_file(self.witness.bundle.artifact(self.target))
 
     def examined(self, kind: str, model: ir.Model, where: str) -> Planted:
         """Verify a copy of the bundle in which the target has a fault."""
@@ -155,16 +155,18 @@ class _Clean:
         return Planted(kind, where, refuted, said, visible)
 
     def _copy(self, folder: Path) -> Bundle:
-        copy = Bundle(folder, self.bundle.manifest, self.bundle.model)
+        bundle = self.witness.bundle
+        copy = Bundle(folder, bundle.manifest, bundle.model)
         copy.artifact(self.target).parent.mkdir(exist_ok=True)
-        shutil.copyfile(self.bundle.path / SAMPLES, folder / SAMPLES)
+        shutil.copyfile(bundle.path / SAMPLES, folder / SAMPLES)
         return copy
 
     def _run(self, copy: Bundle) -> tuple[str, bool]:
         """Return what the comparison says, and whether any output is another."""
         try:
-            with open_target(copy, self.target, self.options) as runner:
-                found = judge(copy, self.target, runner, None, 0.0)
+            sites, _ = self.witness.judge(self.target, bundle=copy)
+            with open_target(copy, self.target, self.witness.options) as runner:
+                found = replace(judge(copy, self.target, runner, None, 0.0), sites=sites)
                 outputs = [runner(sample.inputs) for sample in copy.samples]
         except DeployError as error:
             return f"it does not run: {error}", True
@@ -176,7 +178,7 @@ class _Clean:
 def _said(found: Verification) -> str:
     if found.passed or found.comparison is None:
         return ""
-    return f"score {found.comparison.score:.3g}: {found.comparison.worst}"
+    return found.why or f"score {found.comparison.score:.3g}: {found.comparison.worst}"
 
 
 def _planted(
