@@ -166,7 +166,8 @@ def _against_noise(actual: Array, expected: Array, name: str, floor: Array) -> C
     if peak >= broad:
         told = f"{worst}, {found[index]:.3g} times PyTorch's rounding"
         return Comparison(peak, largest, told)
-    told = f"errors like that in all of channel {channel}, {typical[channel]:.3g} times PyTorch's rounding"
+    times = f"{typical[channel]:.3g} times"
+    told = f"errors like that in all of channel {channel}, {times} PyTorch's rounding"
     return Comparison(broad, largest, f"{worst}, {told}")
 
 

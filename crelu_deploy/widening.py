@@ -120,7 +120,7 @@ def with_inner_floors(
 def _inner(program: Program, names: Collection[str], inputs: Arrays) -> dict[str, Array]:
     known = {node.name for node in program.module.graph.nodes}
     reader = Reader(program, known.intersection(names))
-    with torch.no_grad():
+    with torch.inference_mode():  # so that ``Wide`` sees whole operators
         reader.run(*tensors(inputs), enable_io_processing=False)
     return {name: np.asarray(value) for name, value in reader.found.items()}
 
