@@ -72,7 +72,8 @@ class Sample:
             if y is None or floor.shape != (y.shape[axis] if axis else 1, 2):
                 raise UnsupportedModel(f"the noise of output {name!r} does not fit; export again")
         for name, floor in self.behind.items():
-            if floor.dtype != np.float64 or floor.ndim != 2 or floor.shape[1] != 2:
+            known = floor.dtype == np.float64 and np.isfinite(floor).all()
+            if not known or floor.ndim != 2 or floor.shape[1] != 2:
                 raise UnsupportedModel(f"the noise of value {name!r} does not fit; export again")
 
 
