@@ -10,7 +10,7 @@ has them as outputs, which may keep a runtime from fusing what it fuses otherwis
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -111,7 +111,7 @@ class Witness:
         ), ""
 
     def _compared(
-        self, target: Target, path: Path, names: Collection[str], tolerance: Tolerance | None
+        self, target: Target, path: Path, names: set[str], tolerance: Tolerance | None
     ) -> dict[str, Comparison]:
         """Run a copy of a target that has the named values as outputs."""
         found: dict[str, list[Comparison]] = {}
@@ -121,7 +121,7 @@ class Witness:
                 sample.check(runner.inputs, tuple(sample.outputs))
                 actual, known = arrays(runner(sample.inputs)), self.known[i]
                 floors = {**sample.behind, **sample.floors}
-                for name in names & actual.keys() & known.keys():
+                for name in sorted(actual.keys() & known.keys() & names):
                     if known[name].dtype == np.float32:
                         floor = _fitting(name, floors.get(name), known[name])
                         where = f"sample {i} {name}"
