@@ -155,19 +155,19 @@ def _against_noise(actual: Array, expected: Array, name: str, floor: Array) -> C
     largest = float(np.where(same, 0.0, np.where(lost, np.inf, error)).max())
     rows = channels(found, channel_axis(expected.shape))
     relative = rows / np.maximum(PEAK, TIMES * floor[:, 1:])
-    index = _place(int(np.argmax(relative)), found, channel_axis(expected.shape))
     with np.errstate(over="ignore", invalid="ignore"):
         typical = np.sqrt(np.mean(rows**2, axis=1))
     channel = int(np.argmax(typical))
-    peak = float(relative.max())
+    peak, broad = float(relative.max()), float(typical[channel]) / TYPICAL
+    row = relative if peak >= broad else np.where(np.arange(len(rows))[:, None] == channel, rows, 0)
+    index = _place(int(np.argmax(row)), found, channel_axis(expected.shape))
     place = f"{name}[{', '.join(map(str, index))}]"
     worst = f"{place}: expected {expected[index]!s}, got {actual[index]!s}"
-    broad = float(typical[channel]) / TYPICAL
     if peak >= broad:
         told = f"{worst}, {found[index]:.3g} times PyTorch's rounding"
         return Comparison(peak, largest, told)
-    told = f"the errors of its channel are {typical[channel]:.3g} times PyTorch's rounding"
-    return Comparison(broad, largest, f"{worst}; {told}")
+    times = f"{typical[channel]:.3g} times PyTorch's rounding"
+    return Comparison(broad, largest, f"{worst}; the errors of channel {channel} are {times}")
 
 
 def _place(number: int, array: Array, axis: int | None) -> tuple[int, ...]:

@@ -6,13 +6,14 @@ producer and its site, and ``complement`` has another tensor up to the consumers
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from crelu_deploy.lowerings import fold
 from crelu_deploy.lowerings.complement import THROUGH
+from crelu_deploy.lowerings.consumers import READERS
 from crelu_deploy.lowerings.sitenode import SiteNode, site_nodes
 from crelu_deploy.lowerings.values import is_onnx
 
@@ -28,6 +29,34 @@ def observable(model: ir.Model) -> dict[str, ir.Value]:
         for value in node.outputs
         if value.name and isinstance(value.type, ir.TensorType | None)
     }
+
+
+def consumed(model: ir.Model) -> dict[str, ir.Value]:
+    """Return every site's output, and what the layers compute that are the first behind it."""
+    sites = site_nodes(model).values()
+    found = [v for site in sites for v in (site.y, *_down(site.y, _of_layer))]
+    computed = observable(model)
+    return {str(v.name): v for v in found if v.name in computed}
+
+
+def _of_layer(value: ir.Value) -> bool:
+    node = value.producer()
+    return node is not None and is_onnx(node, *READERS)
+
+
+def _down(value: ir.Value, stop: Callable[[ir.Value], bool]) -> Iterator[ir.Value]:
+    """Yield the first value to stop at on every way down from one."""
+    waiting, seen = [value], {value}
+    for current in waiting:
+        for node in current.consumers():
+            for new in node.outputs:
+                if new in seen:
+                    continue
+                seen.add(new)
+                if stop(new):
+                    yield new
+                else:
+                    waiting.append(new)
 
 
 @dataclass
@@ -71,15 +100,23 @@ class Correspondence:
 
     def checkpoints(self, site: str, compared: Collection[str]) -> Iterator[str]:
         """Yield the site's output or, where that was not compared, the nearest values behind it."""
-        waiting, seen = [self._sites[site].y], set[ir.Value]()
-        for value in waiting:
-            if value.name in compared:
-                yield str(value.name)
-                continue
-            for node in value.consumers():
-                new = [v for v in node.outputs if v not in seen]
-                seen.update(new)
-                waiting += new
+        y = self._sites[site].y
+        here = y.name in compared
+        nearest = [y] if here else _down(y, lambda value: value.name in compared)
+        yield from (str(value.name) for value in nearest)
+
+    def behind(self, site: str) -> tuple[str, ...]:
+        """Return the values that tell of the site's work and of its consumers'.
+
+        On every way down the first that both models have of what a layer computes, a site, or the
+        network itself; where there is none, the nearest of any kind.
+        """
+        y, known = self._sites[site].y, {name for name in self.names if name not in self.folded}
+        wanted = known & consumed(self.original).keys()
+        found = [y] if y.is_graph_output() else []
+        found += _down(y, lambda v: v.name in (known if v.is_graph_output() else wanted))
+        names = tuple(str(value.name) for value in found if value.name in known)
+        return names or tuple(self.checkpoints(site, known))
 
     def blame(self, name: str, compared: Collection[str]) -> tuple[str, tuple[str, ...]]:
         """Return where the first differing value is, and the sites that this speaks of."""

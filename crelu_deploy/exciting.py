@@ -8,7 +8,7 @@ does not. It is bound by arithmetic, not by time, so that a seed gives the same 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,16 +113,17 @@ class Coverage:
         }
 
 
-class _Reader(torch.fx.Interpreter):
-    """Runs a program up to the last input of a site, keeps those, and counts multiplications."""
+class Reader(torch.fx.Interpreter):
+    """Runs a program up to the last value that is wanted, keeps those, counts multiplications."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, wanted: Collection[str]) -> None:
         super().__init__(program.module, garbage_collect_values=True)
-        self.wanted = {value for value, _ in program.sites.values()}
+        self.wanted = wanted
         self.found: dict[str, Tensor] = {}
         self.cost = 0.0
 
     def run_node(self, n: torch.fx.Node) -> Any:
+        """Run a node and keep its value if it is wanted; nothing once all are there."""
         if n.target == "_guards_fn" or len(self.found) == len(self.wanted):
             return None
         value = super().run_node(n)
@@ -133,7 +134,7 @@ class _Reader(torch.fx.Interpreter):
         return value
 
 
-def _products(reader: _Reader, node: torch.fx.Node) -> float:
+def _products(reader: Reader, node: torch.fx.Node) -> float:
     """Return how many products one element of a node's result takes."""
     if node.op != "call_function":
         return 0.0
@@ -159,7 +160,7 @@ class _Search:
 
     def peaks(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return per site the peaks of each row and half, ``(rows, 2, channels)``."""
-        reader = _Reader(self.program)
+        reader = Reader(self.program, {value for value, _ in self.program.sites.values()})
         reader.run(*inputs, enable_io_processing=False)
         self.spent += reader.cost * (3 if torch.is_grad_enabled() else 1)
         result = {}

@@ -20,6 +20,7 @@ from crelu_deploy.bundle import (
     Bundle,
     check_destination,
 )
+from crelu_deploy.correspondence import consumed
 from crelu_deploy.environment import versions
 from crelu_deploy.errors import ExportError
 from crelu_deploy.exciting import Coverage
@@ -40,7 +41,7 @@ from crelu_deploy.source import Source, evaluating, find_source, stated_preproce
 from crelu_deploy.staging import staged_folder
 from crelu_deploy.targets import AUTO, Target
 from crelu_deploy.tracing import traces
-from crelu_deploy.widening import with_floors
+from crelu_deploy.widening import with_floors, with_inner_floors
 from crelu_deploy.writing import save_model
 
 DEFAULT_OPSET = 20
@@ -187,7 +188,8 @@ def _exported(source: Source, settings: ExportSettings, progress: Progress) -> E
     progress("measure PyTorch's rounding")
     batched = settled.program is not None and settled.program.batched
     recorded, why = with_floors(source.module, recorded, batched=batched)
-    notes = (*source.notes, why) if why else source.notes
+    recorded, none = with_inner_floors(settled.program, consumed(model), recorded, searched)
+    notes = (*source.notes, *filter(None, (why, none)))
     return Exported(settled, recorded, searched, coverage, names, notes, how, allow_nan)
 
 
@@ -276,9 +278,12 @@ def _verified(
         raise ExportError(f"{target} cannot be verified: {why}")
     if result.refuted:
         raise ExportError(f"{target} is not what was exported: {result.refuted}")
+    if result.comparison.passed and result.wrong is not None:
+        raise ExportError(f"{target} differs from what was exported {result.why}")
     if not result.passed:
         raise ExportError(
             f"{target} differs from PyTorch: score {result.comparison.score:.3g}, "
             f"limit 1; worst: {result.comparison.worst}"
         )
-    return {str(target): {"passed": True, **asdict(result.comparison)}}
+    behind = {e.site: e.comparison.score for e in result.sites if e.comparison is not None}
+    return {str(target): {"passed": True, **asdict(result.comparison), "behind": behind}}

@@ -33,28 +33,10 @@ from crelu_deploy.errors import UnsupportedModel
 from crelu_deploy.lowerings.sitenode import site_nodes
 from crelu_deploy.lowerings.values import constant, describe
 from crelu_deploy.modelfile import read_file
+from crelu_deploy.results import SiteError
 from crelu_deploy.samples import Array, Arrays, Sample
 from crelu_deploy.targets import BACKENDS, Options, Target
 from crelu_deploy.writing import save_model
-
-
-@dataclass(frozen=True)
-class SiteError:
-    """The error of a target at one site.
-
-    Attributes:
-        site: Its name.
-        lowering: The form it has in the target.
-        values: What was compared: the site's output, or where the target does not have that, the
-            nearest values behind it.
-        comparison: Distance to the unlowered network's values; None where nothing can be compared,
-            because the site is in a subgraph or a function.
-    """
-
-    site: str
-    lowering: str
-    values: tuple[str, ...]
-    comparison: Comparison | None
 
 
 @dataclass(frozen=True)
@@ -131,7 +113,7 @@ def locate(
         UnsupportedModel: The target has no lowered model.
         BuildError: ONNX Runtime refuses a model.
     """
-    between = _correspondence(bundle, target)
+    between = correspondence(bundle, target)
     tolerance = tolerance or REDUCED.get(BACKENDS[target.backend].precision, Limits()).tolerance
     found: dict[str, list[Comparison]] = {}
     references, first = [], None
@@ -147,16 +129,21 @@ def locate(
     return Located(target, worst_of(references), tuple(_sites(between, merged)), first)
 
 
-def _correspondence(bundle: Bundle, target: Target) -> Correspondence:
+def correspondence(bundle: Bundle, target: Target) -> Correspondence:
+    """Read the unlowered network and a built target's file.
+
+    Raises:
+        UnsupportedModel: The target has no lowered model, or a file cannot be read.
+    """
     if not BACKENDS[target.backend].lowered:
         raise UnsupportedModel(
             f"{target} runs the PyTorch module, which is not lowered: it has no sites to look at"
         )
     lowerings = bundle.manifest["targets"][str(target)]["lowerings"]
-    return Correspondence(_reference(bundle), read_file(bundle.artifact(target)), lowerings)
+    return Correspondence(reference(bundle), read_file(bundle.artifact(target)), lowerings)
 
 
-def _reference(bundle: Bundle) -> ir.Model:
+def reference(bundle: Bundle) -> ir.Model:
     """Return the unlowered network; its canonical nodes have the bodies that they should have."""
     model = bundle.model
     for domain, op_type, overload in list(model.functions):
@@ -180,20 +167,20 @@ def _runs(
     everything = list(observable(between.original))
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("original.onnx", "lowered.onnx")]
-        _expose(between.original, everything, files[0])
-        _expose(between.lowered, between.names, files[1])
+        expose(between.original, everything, files[0])
+        expose(between.lowered, between.names, files[1])
         with (
             runtime.open_session(files[0], options, optimise=False) as original,
             runtime.open_session(files[1], options) as lowered,
         ):
             for sample in bundle.samples[:samples]:
-                known = {**sample.inputs, **_arrays(original(sample.inputs))}
-                actual = _arrays(lowered(sample.inputs))
+                known = {**sample.inputs, **arrays(original(sample.inputs))}
+                actual = arrays(lowered(sample.inputs))
                 compared = _compare(between, known, actual, tolerance)
                 yield sample, _Run(known, actual, compared)
 
 
-def _expose(model: ir.Model, names: Iterable[str], path: Path) -> None:
+def expose(model: ir.Model, names: Iterable[str], path: Path) -> None:
     """Write a copy of a model with more outputs."""
     copy = model.clone()
     values = observable(copy)
@@ -203,7 +190,7 @@ def _expose(model: ir.Model, names: Iterable[str], path: Path) -> None:
     save_model(copy, path)
 
 
-def _arrays(outputs: Arrays) -> dict[str, Array]:
+def arrays(outputs: Arrays) -> dict[str, Array]:
     """Leave out what is no array of numbers, such as a sequence."""
     return {
         name: value

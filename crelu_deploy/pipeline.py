@@ -17,6 +17,7 @@ import onnx_ir as ir
 from crelu_deploy import miscompilation, saturation
 from crelu_deploy.accuracy import GPU_ROUNDING, REDUCED, Limits, Tolerance, check, not_finite
 from crelu_deploy.agreement import decisions
+from crelu_deploy.behind import Witness
 from crelu_deploy.bundle import Bundle
 from crelu_deploy.environment import environment
 from crelu_deploy.errors import BackendUnavailable, BuildError, DeployError, UnsupportedModel
@@ -207,12 +208,12 @@ def verify(
         UnsupportedModel: A size is none that the network takes.
         BackendUnavailable: PyTorch or the checkpoint is missing.
     """
-    opened = opened_bundle(bundle)
-    more = _recorded(opened, sizes, options, progress) if sizes else ()
+    witness = Witness(opened_bundle(bundle), options)
+    more = _recorded(witness.bundle, sizes, options, progress) if sizes else ()
     results = []
-    for target in parse_targets(targets) or built(opened):
+    for target in parse_targets(targets) or built(witness.bundle):
         with ExitStack() as stack:
-            found, _ = _verify(opened, target, options, tolerance, progress, stack, more)
+            found, _ = _verify(witness, target, tolerance, progress, stack, more)
             results.append(_asked(found, progress))
     return tuple(results)
 
@@ -242,7 +243,7 @@ def miscompiled(backend: str) -> tuple[str, ...]:
     def judged(bundle: Bundle) -> Verification:
         with ExitStack() as stack:
             target = Target(backend, "primitive")
-            return _verify(bundle, target, DEFAULT, None, silent, stack)[0]
+            return _verify(Witness(bundle, DEFAULT), target, None, silent, stack)[0]
 
     return miscompilation.present(judged)
 
@@ -258,26 +259,28 @@ def _recorded(
 
 
 def _verify(
-    bundle: Bundle,
+    witness: Witness,
     target: Target,
-    options: Options,
     tolerance: Tolerance | None,
     progress: Progress,
     stack: ExitStack,
     more: Sequence[Sample] = (),
 ) -> tuple[Verification, Runner | None]:
     """Build a target where it is missing and check it; its runner stays open in the stack."""
+    bundle, options = witness.bundle, witness.options
     if BACKENDS[target.backend].lowered and str(target) not in bundle.manifest["targets"]:
         (result,) = build(bundle, [target], options, progress=progress)
         if result.error:
             return Verification(target, None, result.error, skipped=result.skipped), None
     progress(f"verify {target}")
     try:
+        sites, why = witness.judge(target, tolerance)  # closed before the next copy of the weights
         start = time.perf_counter()
         runner = stack.enter_context(open_target(bundle, target, options))
         opening = time.perf_counter() - start
         found = judge(bundle, target, runner, tolerance, opening, more)
-        return replace(found, proof=prove_target(bundle, target)), runner
+        note = "; ".join(filter(None, (found.note, why)))
+        return replace(found, proof=prove_target(bundle, target), sites=sites, note=note), runner
     except DeployError as error:
         skipped = isinstance(error, BackendUnavailable)
         return Verification(target, None, str(error), skipped=skipped), None
@@ -346,12 +349,11 @@ def bench(
         tolerance: What counts as verified, instead of what element type and precision tell.
         progress: Told what is being done.
     """
-    opened = opened_bundle(bundle)
-    rows: list[Row] = []
-    refused: dict[str, str] = {}
+    opened, rows = opened_bundle(bundle), list[Row]()
+    witness, refused = Witness(opened, options), dict[str, str]()
     with ExitStack() as stack:
         checked = [
-            _verify(opened, target, options, tolerance, progress, stack)
+            _verify(witness, target, tolerance, progress, stack)
             for target in dict.fromkeys([BASELINE, *(parse_targets(targets) or built(opened))])
         ]
         runners = {v.target: runner for v, runner in checked if v.passed and runner is not None}

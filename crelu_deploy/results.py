@@ -63,6 +63,24 @@ class Build:
 
 
 @dataclass(frozen=True)
+class SiteError:
+    """The error of a target at one site.
+
+    Attributes:
+        site: Its name.
+        lowering: The form it has in the target.
+        values: What was compared: the site's output, or values behind it.
+        comparison: Distance to the unlowered network's values; None where nothing can be compared,
+            because the site is in a subgraph or a function.
+    """
+
+    site: str
+    lowering: str
+    values: tuple[str, ...]
+    comparison: Comparison | None
+
+
+@dataclass(frozen=True)
 class Verification:
     """A target's distance to PyTorch, or the error that kept it from running.
 
@@ -74,8 +92,10 @@ class Verification:
         demanded: The share of equal decisions that it must reach.
         opening: Seconds that its runtime took to open it.
         skipped: Whether it did not run because something that it needs is not here.
-        note: Why it is less exact here than where it was built, and the way out; mostly empty.
+        note: Why it is less exact here than where it was built, and the way out, or why nothing
+            was compared behind its sites; mostly empty.
         proof: Of its lowered file; None where there is none.
+        sites: The errors behind its sites; empty where its runtime cannot show them.
     """
 
     target: Target
@@ -87,6 +107,7 @@ class Verification:
     skipped: bool = False
     note: str = ""
     proof: Proof | None = None
+    sites: tuple[SiteError, ...] = ()
 
     @property
     def refuted(self) -> str:
@@ -96,12 +117,25 @@ class Verification:
     @property
     def why(self) -> str:
         """Why it did not pass, in a line; empty where only the comparison tells."""
-        return self.error or (f"its file is refuted: {self.refuted}" if self.refuted else "")
+        if self.error or self.refuted:
+            return self.error or f"its file is refuted: {self.refuted}"
+        if self.wrong is None or self.comparison is None or not self.comparison.passed:
+            return ""
+        told = self.wrong.comparison
+        return f"behind site {self.wrong.site}: {told.worst}" if told is not None else ""
+
+    @property
+    def wrong(self) -> SiteError | None:
+        """The first site behind which an element is beyond tolerance."""
+        for one in self.sites:
+            if one.comparison is not None and not one.comparison.passed:
+                return one
+        return None
 
     @property
     def passed(self) -> bool:
-        """Whether it ran, is within tolerance, decides as PyTorch, and is not refuted."""
-        if self.refuted:
+        """Whether it ran, is within tolerance everywhere, decides as PyTorch, is not refuted."""
+        if self.refuted or self.wrong is not None:
             return False
         agrees = self.agreement is None or self.agreement.reaches(self.demanded)
         return self.comparison is not None and self.comparison.passed and agrees

@@ -22,7 +22,7 @@ UNPACKED_RATIO, UNPACKED_SLACK = 20, 64 << 20
 """An NPZ file may unpack to this many times its size, plus these bytes."""
 
 
-KINDS = ("input", "output", "floor")
+KINDS = ("input", "output", "floor", "behind")
 """What a sample consists of."""
 
 
@@ -35,11 +35,19 @@ class Sample:
         outputs: What PyTorch makes of it.
         floors: The noise of each channel of an output, ``(channels, 2)``, where it was measured;
             see ``rounding``.
+        behind: The same of values inside the network, those behind its sites.
     """
 
     inputs: Arrays
     outputs: Arrays
     floors: Arrays = field(default_factory=dict)
+    behind: Arrays = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """The extent of the first axis of its first input."""
+        shape = next(iter(self.inputs.values())).shape
+        return int(shape[0]) if shape else 1
 
     def check(self, inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> None:
         """Refuse a sample of another network.
@@ -63,18 +71,36 @@ class Sample:
             axis = channel_axis(y.shape) if (y := self.outputs.get(name)) is not None else None
             if y is None or floor.shape != (y.shape[axis] if axis else 1, 2):
                 raise UnsupportedModel(f"the noise of output {name!r} does not fit; export again")
+        for name, floor in self.behind.items():
+            known = floor.dtype == np.float64 and np.isfinite(floor).all()
+            if not known or floor.ndim != 2 or floor.shape[1] != 2:
+                raise UnsupportedModel(f"the noise of value {name!r} does not fit; export again")
 
 
 def save_samples(path: Path, samples: tuple[Sample, ...]) -> None:
-    """Write every array under ``<index>/<kind>/<name>``; the kinds are input, output and floor."""
+    """Write every array under ``<index>/<kind>/<name>``; see ``KINDS``."""
     arrays = {
         f"{i}/{kind}/{name}": array
         for i, sample in enumerate(samples)
-        for kind, named in zip(KINDS, (sample.inputs, sample.outputs, sample.floors), strict=True)
+        for kind, named in zip(KINDS, _parts(sample), strict=True)
         for name, array in named.items()
     }
     with path.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # NumPy 1 has no allow_pickle here
+
+
+def _parts(sample: Sample) -> tuple[Arrays, ...]:
+    return sample.inputs, sample.outputs, sample.floors, sample.behind
+
+
+def telling(samples: Sequence[Sample], searched: int) -> dict[int, Sample]:
+    """Return by number the samples that make the most fire, for what is too much to do for all.
+
+    Those that were searched, the last ones, and of the others the first with the most rows.
+    """
+    usual = samples[: max(1, len(samples) - searched)]
+    first = max(range(len(usual)), key=lambda i: usual[i].rows)
+    return {i: samples[i] for i in (first, *range(len(usual), len(samples)))}
 
 
 def load_samples(path: Path) -> tuple[Sample, ...]:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from crelu_deploy.accuracy import compare_outputs
 from crelu_deploy.auditing.auditor import FAULTS, Audit, Examined, plant
+from crelu_deploy.behind import Witness
 from crelu_deploy.bundle import SAMPLES, Bundle
 from crelu_deploy.errors import BuildError, DeployError
 from crelu_deploy.modelfile import read_file
@@ -90,9 +91,8 @@ def _calls(bundle: Bundle, inputs: Path | None) -> tuple[Arrays, ...]:
 class _Built:
     """A target that passes, and its outputs for the inputs that tell what is visible."""
 
-    bundle: Bundle
+    witness: Witness
     target: Target
-    options: Options
     calls: Sequence[Arrays]
     outputs: Sequence[Arrays]
     provable: bool
@@ -102,7 +102,7 @@ class _Built:
         return str(self.target)
 
     def model(self) -> ir.Model:
-        return read_file(self.bundle.artifact(self.target))
+        return read_file(self.witness.bundle.artifact(self.target))
 
     def examined(self, model: ir.Model) -> Examined:
         with tempfile.TemporaryDirectory() as folder:
@@ -114,16 +114,18 @@ class _Built:
         return Examined(refuted, said, visible)
 
     def _copy(self, folder: Path) -> Bundle:
-        copy = Bundle(folder, self.bundle.manifest, self.bundle.model)
+        bundle = self.witness.bundle
+        copy = Bundle(folder, bundle.manifest, bundle.model)
         copy.artifact(self.target).parent.mkdir(exist_ok=True)
-        shutil.copyfile(self.bundle.path / SAMPLES, folder / SAMPLES)
+        shutil.copyfile(bundle.path / SAMPLES, folder / SAMPLES)
         return copy
 
     def _run(self, copy: Bundle) -> tuple[str, bool]:
         """Return what the comparison says, and whether an output changes beyond tolerance."""
         try:
-            with open_target(copy, self.target, self.options) as runner:
-                found = judge(copy, self.target, runner, None, 0.0)
+            sites, _ = self.witness.judge(self.target, bundle=copy)
+            with open_target(copy, self.target, self.witness.options) as runner:
+                found = replace(judge(copy, self.target, runner, None, 0.0), sites=sites)
                 outputs = [runner(call) for call in self.calls]
         except DeployError as error:
             return f"it does not run: {error}", True
@@ -135,18 +137,18 @@ class _Built:
 def _said(found: Verification) -> str:
     if found.passed or found.comparison is None:
         return ""
-    return f"score {found.comparison.score:.3g}: {found.comparison.worst}"
+    return found.why or f"score {found.comparison.score:.3g}: {found.comparison.worst}"
 
 
 def _subject(bundle: Bundle, target: Target, options: Options, calls: Sequence[Arrays]) -> _Built:
     with open_target(bundle, target, options) as runner:
         sound = judge(bundle, target, runner, None, 0.0)
         outputs = [runner(call) for call in calls]
-    proof = prove_target(bundle, target)
-    if not replace(sound, proof=proof).passed:
+    proof, witness = prove_target(bundle, target), Witness(bundle, options)
+    if not replace(sound, proof=proof, sites=witness.judge(target)[0]).passed:
         raise BuildError(
             f"{bundle.path}: {target} fails without a fault, nothing was planted; "
             f"run: crelu verify {bundle.path} -t {target}"
         )
     provable = proof is not None and not proof.open
-    return _Built(bundle, target, options, calls, outputs, provable)
+    return _Built(witness, target, calls, outputs, provable)

@@ -75,6 +75,15 @@ def load(bundle: Bundle, target: Target, options: Options) -> SessionRunner:
     return open_session(bundle.artifact(target), options)
 
 
+def open_copy(path: Path, bundle: Bundle, options: Options) -> SessionRunner:
+    """Open a copy of a target that has more outputs.
+
+    Raises:
+        BuildError: ONNX Runtime refuses the file.
+    """
+    return open_session(path, options)
+
+
 @cache
 def saturates() -> bool:
     """Whether products of 8-bit weights saturate on this processor."""

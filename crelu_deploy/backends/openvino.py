@@ -33,10 +33,12 @@ CAPABILITIES = {BFLOAT16: "BF16", INT8: "INT8"}
 class CompiledRunner(Runner):
     """A compiled model with one request; calls from several threads take turns."""
 
-    def __init__(self, compiled: ov.CompiledModel, bundle: Bundle) -> None:
+    def __init__(
+        self, compiled: ov.CompiledModel, inputs: Sequence[TensorSpec], outputs: Sequence[str]
+    ) -> None:
         self._request = compiled.create_infer_request()
         self._lock = threading.Lock()
-        self.inputs, self.outputs = bundle.inputs, bundle.outputs
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
 
     def _run(self, feeds: Mapping[str, Array]) -> Sequence[Array]:
         _refuse_empty(self.inputs, feeds)
@@ -86,7 +88,18 @@ def load(bundle: Bundle, target: Target, options: Options) -> CompiledRunner:
     require_capability(core.get_property(DEVICE, properties.device.capabilities()), target)
     compiled = compile_file(core, bundle.artifact(target), precision, options)
     require_names(compiled, bundle)
-    return CompiledRunner(compiled, bundle)
+    return CompiledRunner(compiled, bundle.inputs, bundle.outputs)
+
+
+def open_copy(path: Path, bundle: Bundle, options: Options) -> CompiledRunner:
+    """Compile a copy of a target in float32 that has more outputs.
+
+    Raises:
+        BuildError: OpenVINO refuses the file.
+    """
+    compiled = compile_file(ov.Core(), path, FLOAT32, options)
+    names = sorted({name for port in compiled.outputs for name in port.get_names()})
+    return CompiledRunner(compiled, bundle.inputs, names)
 
 
 @cache

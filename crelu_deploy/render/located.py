@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from crelu_deploy.accuracy import Comparison
 from crelu_deploy.locating import Difference, Located
-from crelu_deploy.render.stages import number
-from crelu_deploy.tables import Section, add, counted, printable, section
+from crelu_deploy.render.behind import COLUMNS, add_sites, comparison_json, sites_json
+from crelu_deploy.tables import Section, counted, printable, section
 
 
 def located_json(found: Located, reproduction: str) -> dict[str, Any]:
@@ -16,25 +15,9 @@ def located_json(found: Located, reproduction: str) -> dict[str, Any]:
     return {
         "target": str(found.target),
         "reference": comparison_json(found.reference),
-        "sites": [
-            {
-                "site": error.site,
-                "lowering": error.lowering,
-                "values": list(error.values),
-                **comparison_json(error.comparison),
-            }
-            for error in found.sites
-        ],
+        "sites": sites_json(found.sites),
         "first": None if first is None else _first_json(first, reproduction),
     }
-
-
-def comparison_json(found: Comparison | None) -> dict[str, Any]:
-    """Return the verdict, the errors and the worst element; nulls where nothing was compared."""
-    if found is None:
-        return {"passed": None, "score": None, "max_abs": None, "worst": None}
-    score, error = number(found.score), number(found.max_abs)
-    return {"passed": found.passed, "score": score, "max_abs": error, "worst": found.worst}
 
 
 def _first_json(first: Difference, reproduction: str) -> dict[str, Any]:
@@ -53,15 +36,8 @@ def _first_json(first: Difference, reproduction: str) -> dict[str, Any]:
 def located_parts(found: Located, reproduction: str, *, passed: bool) -> list[Section | str]:
     """Return a row per site, and the first difference in words."""
     title = f"sites    {found.target} against model.onnx, value by value; score 1.00 is the limit"
-    table = section(printable(title), "site", "lowering!", "score>", "max error>", "worst at", "")
-    for error in found.sites:
-        compared = error.comparison
-        if compared is None:
-            add(table, error.site, error.lowering, "-", "-", "cannot be looked into", "")
-        else:
-            verdict = "ok" if compared.passed else "FAILED"
-            score, size = f"{compared.score:.2f}", f"{compared.max_abs:.1e}"
-            add(table, error.site, error.lowering, score, size, compared.worst, verdict)
+    table = section(printable(title), *COLUMNS)
+    add_sites(table, found.sites)
     lines = _first_lines(found.first, reproduction) if found.first else [_none(passed)]
     if not found.reference.passed:
         lines.append(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from crelu_deploy.bundle import Bundle
 from crelu_deploy.latency import Paired
 from crelu_deploy.optimizer import Inspection, Optimized
 from crelu_deploy.plan import ORIGINAL, PLAIN, RULE, Plan
+from crelu_deploy.render.behind import behind_parts, number, sites_json
 from crelu_deploy.render.build import builds_json as builds_json
 from crelu_deploy.render.build import builds_parts as builds_parts
 from crelu_deploy.render.build import builds_table as builds_table
@@ -27,11 +27,6 @@ if TYPE_CHECKING:
     from crelu_deploy.deployment import Deployment  # which imports PyTorch
 
 JSON = dict[str, Any]
-
-
-def number(value: float) -> float | None:
-    """Return a number that JSON has: None for infinity and NaN."""
-    return value if math.isfinite(value) else None
 
 
 def _site(site: Site) -> JSON:
@@ -178,6 +173,7 @@ def verifications_json(found: Sequence[Verification]) -> JSON:
             "worst": v.why or (v.comparison.worst if v.comparison is not None else ""),
             "agreement": None if v.agreement is None else asdict(v.agreement),
             "proof": proof_json(v.proof),
+            "behind": sites_json(v.sites),
             "note": v.note,
         }
         for v in found
@@ -186,9 +182,9 @@ def verifications_json(found: Sequence[Verification]) -> JSON:
 
 
 def verifications_parts(found: Sequence[Verification], samples: int) -> list[Section]:
-    """Return the verdicts, and what is proved of each site."""
+    """Return the verdicts, the errors behind each site, and what is proved of it."""
     proofs = proofs_parts({str(v.target): v.proof for v in found})
-    return [verifications_table(found, samples), *proofs]
+    return [verifications_table(found, samples), *behind_parts(found), *proofs]
 
 
 def verifications_table(found: Sequence[Verification], samples: int) -> Section:

@@ -20,7 +20,7 @@ from crelu_deploy.locking import locked
 from crelu_deploy.modelfile import read_file
 from crelu_deploy.pipeline import open_target
 from crelu_deploy.render import stages
-from crelu_deploy.render.located import comparison_json
+from crelu_deploy.render.behind import comparison_json, sites_json
 from crelu_deploy.report.content import page
 from crelu_deploy.report.html import to_html
 from crelu_deploy.report.markdown import to_markdown
@@ -144,7 +144,7 @@ def _target(
     return {
         **row,
         "outputs": _outputs(bundle, target, options, tolerance) if ran else [],
-        "sites": _sites(bundle, target, options, tolerance) if ran else [],
+        "sites": _sites(bundle, verification, options, tolerance) if ran else [],
         "reasons": entry["reasons"],
         "operators": _operators(artifact),
         "bytes": sum(
@@ -185,14 +185,19 @@ def _outputs(
 
 
 def _sites(
-    bundle: Bundle, target: Target, options: Options, tolerance: Tolerance | None
+    bundle: Bundle, verification: Verification, options: Options, tolerance: Tolerance | None
 ) -> list[JSON]:
-    """Return the lowering and the error of each site, null where nothing could be run."""
+    """Return the lowering and the error of each site, null where nothing could be run.
+
+    It is the verification's or, where that could not look inside, that of the lowered file on ONNX
+    Runtime.
+    """
+    if verification.sites:
+        return sites_json(verification.sites)
+    target = verification.target
     try:
         errors = locate(bundle, target, options, tolerance=tolerance, samples=1).sites
     except DeployError:  # a copy with more outputs may be refused where the target itself is not
         entry = bundle.manifest["targets"][str(target)]["lowerings"]
         return [{"site": s, "lowering": form, **comparison_json(None)} for s, form in entry.items()]
-    return [
-        {"site": e.site, "lowering": e.lowering, **comparison_json(e.comparison)} for e in errors
-    ]
+    return sites_json(errors)

@@ -107,8 +107,9 @@ def _site_errors(sites: Sequence[JSON], targets: Sequence[JSON]) -> list[Part]:
         for site in sites
     )
     caption = (
-        "Score of each site on the first sample, against the network that is not lowered; "
-        "1.00 is the limit"
+        "Score of each site, against the network that is not lowered: of what its consumers "
+        "compute or, where the runtime shows no value inside, of its own output on the first "
+        "sample; 1.00 is the limit"
     )
     columns = ("site", *(f"{target['target']}>" for target in targets))
     failed = tuple(

@@ -31,7 +31,7 @@ def admit(bundle: Bundle, target: Target, progress: Progress) -> None:
         return
     (found,) = verify(bundle, [target], progress=progress)
     if not found.passed:
-        why = found.error or (found.comparison.worst if found.comparison else "it did not run")
+        why = found.why or (found.comparison.worst if found.comparison else "it did not run")
         raise BuildError(
             f"{bundle.path}: {target} is not verified, so it is not packaged: {why}; where it "
             f"runs, run: crelu bench {bundle.path} -t {target}"
