@@ -20,9 +20,9 @@ from crelu_deploy.bundle import (
     Bundle,
     check_destination,
 )
+from crelu_deploy.coverage import Coverage
 from crelu_deploy.environment import versions
 from crelu_deploy.errors import ExportError
-from crelu_deploy.exciting import Coverage
 from crelu_deploy.locking import reserved
 from crelu_deploy.manifest import FORMAT
 from crelu_deploy.memory import release

@@ -78,6 +78,9 @@ def optimized_json(done: Optimized) -> JSON:
         "bit_equal": done.bit_equal,
         "score": None if done.comparison is None else number(done.comparison.score),
         "max_abs": None if done.comparison is None else number(done.comparison.max_abs),
+        "inputs": 0 if done.compared is None else done.compared.inputs,
+        "searched": 0 if done.compared is None else done.compared.searched,
+        "coverage": {} if done.compared is None else dict(done.compared.coverage),
     }
 
 
@@ -101,7 +104,7 @@ def optimized_parts(done: Optimized, out: Path) -> list[Section | str]:
         *([] if done.plan is None else _timed(done.plan)),
         counts,
         *([] if done.proof is None else [proof_line(done.proof)]),
-        _check_line(done),
+        *_check_lines(done),
         f"wrote    {printable(str(out))}",
     ]
 
@@ -116,15 +119,19 @@ def _pruned_section(done: Optimized) -> list[Section]:
     return [table]
 
 
-def _check_line(done: Optimized) -> str:
-    if done.comparison is None:
-        return "not compared with the original"
-    if done.bit_equal:
-        return "check    outputs bit-equal to the original's on random inputs (1 thread)"
-    return (
-        f"check    largest error {done.comparison.max_abs:.1e} against the original on random "
-        f"inputs; score {done.comparison.score:.2f}, limit 1"
-    )
+def _check_lines(done: Optimized) -> list[str]:
+    """Return how the result compares with the original, and what fires on the inputs."""
+    if (found := done.compared) is None:
+        return ["not compared with the original"]
+    inputs = f"{counted(found.inputs - found.searched, 'random input')}"
+    inputs += f" and {found.searched} searched" if found.searched else ""
+    line = f"check    outputs bit-equal to the original's on {inputs} (1 thread)"
+    if not found.bit_equal:
+        error, score = f"{found.comparison.max_abs:.1e}", f"{found.comparison.score:.2f}"
+        line = f"check    largest error {error} against the original on {inputs}; "
+        line += f"score {score}, limit 1"
+    told = coverage_line(found.coverage, "inputs")
+    return [line, *([f"         {printable(told)}"] if told else [])]
 
 
 def plan_json(made: Plan, built: Build | None = None) -> JSON:
