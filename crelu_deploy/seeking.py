@@ -1,8 +1,9 @@
 """Inputs of an ONNX file are sought that make both halves of every channel of every site fire.
 
 ONNX Runtime computes the sites' inputs, and there are no gradients: noise of several sizes and
-pictures come first, and what is still silent is climbed to by random changes of the rows that come
-nearest. As in ``exciting`` the search is bound by arithmetic, and by a number of runs, not by time.
+pictures come first and are kept, and what is still silent is climbed to by random changes of the
+rows that come nearest. As in ``exciting`` the search is bound by arithmetic, and by a number of
+runs, not by time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from crelu_deploy.correspondence import expose, observable
-from crelu_deploy.coverage import FIRES, Coverage
+from crelu_deploy.coverage import BUDGET, FIRES, Coverage
 from crelu_deploy.errors import DeployError
 from crelu_deploy.lowerings import lower
 from crelu_deploy.lowerings.sitenode import site_nodes
@@ -34,7 +35,7 @@ RUNS, PATIENCE = 150, 60
 """Runs of a search at most, and without a new half."""
 
 KEPT = 12
-"""Calls that are kept at most."""
+"""Calls that are kept at most beside noise and pictures."""
 
 ELITES = 16
 """Halves that are climbed to at a time: each keeps a row of an input."""
@@ -185,30 +186,35 @@ class Search:
 
     def run(self, specs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Search calls of these shapes."""
-        most = self.coverage.budget / self.probe.products(shapes)
-        for call in self._candidates(specs, shapes):
-            done = self._offers >= KEPT or self._idle >= PATIENCE
-            if self.coverage.complete or done or self._runs >= min(RUNS, most):
+        products, first = self.probe.products(shapes), specs[0].name
+        starts = list(varied_inputs(specs, shapes, self.generator))
+        for call in starts:
+            if self._runs * products < BUDGET:
+                self._try(call, first, always=True)
+        self._idle = 0
+        for call in self._changes(specs, shapes, starts):
+            done = self._offers >= KEPT or self._idle >= PATIENCE or self._runs >= RUNS
+            if done or self.coverage.complete or self._runs * products >= self.coverage.budget:
                 return
-            self._try(call, specs[0].name)
+            self._try(call, first)
 
-    def _candidates(
-        self, specs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]
+    def _changes(
+        self,
+        specs: Sequence[TensorSpec],
+        shapes: Mapping[str, tuple[int, ...]],
+        starts: Sequence[dict[str, Array]],
     ) -> Iterator[dict[str, Array]]:
-        starts = list[dict[str, Array]]()
-        for start in varied_inputs(specs, shapes, self.generator):
-            starts.append(start)
-            yield start
+        """Yield rows of the first input that are changed, or others where it has none of floats."""
         first = specs[0].name
         climbing = np.dtype(specs[0].dtype).kind == "f" and starts[0][first].ndim > 1
         for number in range(RUNS):
-            start = dict(starts[number % len(starts)])
+            start = starts[number % len(starts)]
             if climbing and self._elites:
                 yield {**start, first: self._changed(start[first], number)}
             else:
                 yield from varied_inputs(specs, shapes, self.generator)
 
-    def _try(self, call: dict[str, Array], first: str) -> None:
+    def _try(self, call: dict[str, Array], first: str, *, always: bool = False) -> None:
         """Run a call, keep it if a half fires that has not, and remember the nearest rows."""
         self._runs, self._idle = self._runs + 1, self._idle + 1
         try:
@@ -216,8 +222,8 @@ class Search:
         except DeployError:  # such as an index beyond what it reads
             return
         new = (bool((one.whole > FIRES)[silent].any()) for one, silent, _ in self._silent(found))
-        if any(new):
-            self._offers += 1
+        if always or any(new):
+            self._offers += not always
             if self.accept(call):
                 self._idle = 0
                 self.calls.append(call)

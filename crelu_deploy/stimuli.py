@@ -97,11 +97,11 @@ def varied_inputs(
 ) -> Iterator[dict[str, Array]]:
     """Yield calls of every kind, where nobody said what the network reads.
 
-    Noise of each of ``GAINS``, then where an input may be an image, pictures as they are, around
-    zero, and both in the size of noise. Integers are from 0 to 1, from 0 to 255 and from the whole
-    range of their type, single bytes from their whole range always.
+    Noise of each of ``GAINS``, the largest first, then where an input may be an image, pictures as
+    they are, around zero, and both in the size of noise. Integers are from the whole range of their
+    type, from 0 to 255 and from 0 to 1, single bytes from their whole range always.
     """
-    for number, gain in enumerate(GAINS):
+    for number, gain in reversed(list(enumerate(GAINS))):
         yield {s.name: _noise(s, shapes[s.name], gain, number, generator) for s in specs}
     if any(_may_be_picture(spec, shapes[spec.name]) for spec in specs):
         for middle, scale in READINGS:
