@@ -16,7 +16,7 @@ from crelu_deploy.errors import DeployError, ExportError, UnsupportedModel
 from crelu_deploy.runner import Runner, TensorSpec
 from crelu_deploy.samples import Array, Arrays
 from crelu_deploy.seeking import Probe, Search
-from crelu_deploy.shapes import assign, parse_shape
+from crelu_deploy.shapes import LARGEST, assign, parse_shape
 from crelu_deploy.stimuli import made_inputs
 from crelu_deploy.targets import BACKENDS, Options
 
@@ -25,6 +25,9 @@ SEEDS = (0, 1)
 
 ROWS = 3
 """Rows of the inputs that are searched, at least, and of one random one: where axis 0 may vary."""
+
+SMALL = 64
+"""Extent at most of other axes that may vary, where the original takes it."""
 
 STEADY = 1 / 16
 """Score at most of the original against itself, its inputs changed in the last bit.
@@ -150,18 +153,24 @@ def _nudged(call: Arrays) -> dict[str, Array]:
 
 
 def _several(original: Runner, shapes: Shapes) -> Shapes:
-    """Return shapes of ``ROWS`` rows or more where axis 0 may vary and the original takes them."""
-    wider = {
-        spec.name: (max(ROWS, shape[0]), *shape[1:])
-        if (shape := shapes[spec.name]) and isinstance(spec.shape[0], str)
-        else shape
-        for spec in original.inputs
-    }
-    try:
-        original(made_inputs(original.inputs, wider, SEEDS[0]))
-    except (DeployError, ValueError):
-        return shapes
-    return wider
+    """Return shapes of ``ROWS`` rows or more where axis 0 may vary and the original takes them.
+
+    Other axes that may vary are ``SMALL`` at most, so that the search has many runs.
+    """
+    for most in (SMALL, LARGEST):
+        wider = {
+            spec.name: tuple(
+                extent if isinstance(d, int) else min(extent, most) if axis else max(extent, ROWS)
+                for axis, (d, extent) in enumerate(zip(spec.shape, shapes[spec.name], strict=True))
+            )
+            for spec in original.inputs
+        }
+        try:
+            original(made_inputs(original.inputs, wider, SEEDS[0]))
+            return wider
+        except (DeployError, ValueError):
+            continue
+    return shapes
 
 
 def _check_comparable(source: Path, outputs: Mapping[str, Array]) -> None:
