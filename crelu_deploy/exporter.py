@@ -12,7 +12,7 @@ from typing import Any, TypedDict, Unpack
 import onnx
 import torch
 
-from crelu_deploy import plan
+from crelu_deploy import extremes, plan
 from crelu_deploy.accuracy import TOLERANCES, Tolerance
 from crelu_deploy.bundle import (
     MODEL,
@@ -29,7 +29,7 @@ from crelu_deploy.memory import release
 from crelu_deploy.pipeline import Progress, silent, verify
 from crelu_deploy.planner import make_plan
 from crelu_deploy.preprocessing import Changes, Preprocessing
-from crelu_deploy.recording import check_finite, finite, record, run_twice
+from crelu_deploy.recording import check_finite, finite, record, run, run_twice
 from crelu_deploy.runner import TensorSpec
 from crelu_deploy.samples import Sample, save_samples
 from crelu_deploy.sampling import Maker
@@ -251,6 +251,7 @@ def _write(stage: Path, source: Source, exported: Exported) -> Bundle:
         guards=[guard.text for guard in exported.settled.guards],
         coverage=exported.coverage.counts(),
         searched=exported.searched,
+        extremes=_extremes(source, exported),
         allow_nan=exported.allow_nan,
         sites=[asdict(site) for site in find_sites(exported.settled.model)],
         near_misses=[asdict(miss) for miss in exported.settled.recognition.near_misses],
@@ -260,6 +261,17 @@ def _write(stage: Path, source: Source, exported: Exported) -> Bundle:
         verification={},
     )
     return bundle
+
+
+def _extremes(source: Source, exported: Exported) -> dict[str, extremes.Counts]:
+    """Return what PyTorch makes of NaN and infinities; empty where the network refuses them."""
+    try:
+        return {
+            what: extremes.counted(run(source.module, call, exported.outputs))
+            for what, call in extremes.calls(exported.samples[0].inputs).items()
+        }
+    except ExportError:
+        return {}
 
 
 PORTABLE, FASTEST = Target("ort-cpu", "function"), Target("ort-cpu", AUTO)
@@ -281,4 +293,5 @@ def _verified(
             f"{target} differs from PyTorch: score {result.comparison.score:.3g}, "
             f"limit 1; worst: {result.comparison.worst}"
         )
-    return {str(target): {"passed": True, **asdict(result.comparison)}}
+    entry = {"passed": True, **asdict(result.comparison), "extremes": result.extremes}
+    return {str(target): entry}

@@ -76,6 +76,7 @@ class Verification:
         skipped: Whether it did not run because something that it needs is not here.
         note: Why it is less exact here than where it was built, and the way out; mostly empty.
         proof: Of its lowered file; None where there is none.
+        extremes: What it makes of NaN and infinities as inputs, in words; empty where not tried.
     """
 
     target: Target
@@ -87,6 +88,7 @@ class Verification:
     skipped: bool = False
     note: str = ""
     proof: Proof | None = None
+    extremes: str = ""
 
     @property
     def refuted(self) -> str:

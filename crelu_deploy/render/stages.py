@@ -186,6 +186,7 @@ def verifications_json(found: Sequence[Verification]) -> JSON:
             "agreement": None if v.agreement is None else asdict(v.agreement),
             "proof": proof_json(v.proof),
             "note": v.note,
+            "extremes": v.extremes,
         }
         for v in found
     ]
@@ -195,7 +196,16 @@ def verifications_json(found: Sequence[Verification]) -> JSON:
 def verifications_parts(found: Sequence[Verification], samples: int) -> list[Section]:
     """Return the verdicts, and what is proved of each site."""
     proofs = proofs_parts({str(v.target): v.proof for v in found})
-    return [verifications_table(found, samples), *proofs]
+    return [verifications_table(found, samples), *_extremes(found), *proofs]
+
+
+def _extremes(found: Sequence[Verification]) -> list[Section]:
+    """Return what each target makes of NaN and infinities, where one was asked."""
+    table = section("NaN and infinities as inputs", "target!", "the outputs")
+    for v in found:
+        if v.extremes:
+            add(table, v.target, v.extremes)
+    return [table] if table.rows else []
 
 
 def verifications_table(found: Sequence[Verification], samples: int) -> Section:
@@ -326,7 +336,11 @@ def export_parts(bundle: Bundle) -> list[Section | str]:
     """Return what was written, the sites with their lowerings, and the verification."""
     manifest = bundle.manifest
     verifications = [
-        Verification(Target.parse(name), Comparison(v["score"], v["max_abs"], v["worst"]))
+        Verification(
+            Target.parse(name),
+            Comparison(v["score"], v["max_abs"], v["worst"]),
+            extremes=v.get("extremes", ""),
+        )
         for name, v in manifest["verification"].items()
     ]
     lowerings = manifest["targets"]["ort-cpu:auto"]["lowerings"]
@@ -337,7 +351,7 @@ def export_parts(bundle: Bundle) -> list[Section | str]:
     for site in manifest["sites"]:
         add(table, site["name"], site["spelling"], site["producer"], lowerings[site["name"]])
     checked = verifications_table(verifications, len(bundle.samples))
-    return [*_written(bundle), *_timed(made), table, checked]
+    return [*_written(bundle), *_timed(made), table, checked, *_extremes(verifications)]
 
 
 def _written(bundle: Bundle) -> list[str]:
