@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +31,7 @@ from crelu_deploy.planner import make_plan
 from crelu_deploy.preprocessing import Changes, Preprocessing
 from crelu_deploy.recording import check_finite, finite, record, run, run_twice
 from crelu_deploy.runner import TensorSpec
-from crelu_deploy.samples import Sample, save_samples
+from crelu_deploy.samples import Arrays, Sample, save_samples
 from crelu_deploy.sampling import Maker
 from crelu_deploy.settling import Settled, Trying, settle
 from crelu_deploy.shapes import parse_axes, parse_shape, resolve
@@ -157,6 +157,7 @@ class Exported:
     notes: tuple[str, ...]
     preprocessing: Preprocessing | None
     allow_nan: bool
+    extremes: Mapping[str, extremes.Counts]
 
 
 def _exported(source: Source, settings: ExportSettings, progress: Progress) -> Exported:
@@ -188,7 +189,8 @@ def _exported(source: Source, settings: ExportSettings, progress: Progress) -> E
     batched = settled.program is not None and settled.program.batched
     recorded, why = with_floors(source.module, recorded, batched=batched)
     notes = (*source.notes, why) if why else source.notes
-    return Exported(settled, recorded, searched, coverage, names, notes, how, allow_nan)
+    kept = _extremes(source.module, recorded[0].inputs, names)
+    return Exported(settled, recorded, searched, coverage, names, notes, how, allow_nan, kept)
 
 
 def _recorded(
@@ -211,6 +213,19 @@ def _recorded(
     found = maker.search(settled.program, settled.specs, own, settled.samples)
     searched = finite(record(source.module, found.calls, names))
     return (*own, *settled.samples, *searched), len(searched), found.coverage
+
+
+def _extremes(
+    module: torch.nn.Module, first: Arrays, names: Sequence[str]
+) -> dict[str, extremes.Counts]:
+    """Return what PyTorch makes of NaN and infinities; empty where the network refuses them."""
+    try:
+        return {
+            what: extremes.counted(run(module, call, names))
+            for what, call in extremes.calls(first).items()
+        }
+    except ExportError:
+        return {}
 
 
 def _dtype(module: torch.nn.Module) -> str:
@@ -251,7 +266,7 @@ def _write(stage: Path, source: Source, exported: Exported) -> Bundle:
         guards=[guard.text for guard in exported.settled.guards],
         coverage=exported.coverage.counts(),
         searched=exported.searched,
-        extremes=_extremes(source, exported),
+        extremes=exported.extremes,
         allow_nan=exported.allow_nan,
         sites=[asdict(site) for site in find_sites(exported.settled.model)],
         near_misses=[asdict(miss) for miss in exported.settled.recognition.near_misses],
@@ -261,17 +276,6 @@ def _write(stage: Path, source: Source, exported: Exported) -> Bundle:
         verification={},
     )
     return bundle
-
-
-def _extremes(source: Source, exported: Exported) -> dict[str, extremes.Counts]:
-    """Return what PyTorch makes of NaN and infinities; empty where the network refuses them."""
-    try:
-        return {
-            what: extremes.counted(run(source.module, call, exported.outputs))
-            for what, call in extremes.calls(exported.samples[0].inputs).items()
-        }
-    except ExportError:
-        return {}
 
 
 PORTABLE, FASTEST = Target("ort-cpu", "function"), Target("ort-cpu", AUTO)
