@@ -40,6 +40,9 @@ KEPT = 12
 ELITES = 16
 """Halves that are climbed to at a time: each keeps a row of an input."""
 
+ELEMENT = 400
+"""Multiplications that take as long as to draw an element of an input, or to read one of a site."""
+
 LARGEST = 1e4
 """Size of an element at most: float16 holds it, and its products."""
 
@@ -122,26 +125,34 @@ class Probe(AbstractContextManager["Probe"]):
         return found
 
     def products(self, shapes: Mapping[str, tuple[int, ...]]) -> float:
-        """Return how many multiplications of layers with weights a call takes, about."""
+        """Return how many multiplications of layers a call takes, and as many as the rest costs."""
         model = self._model.clone()
         for value in model.graph.inputs:
             value.shape = ir.Shape(shapes[str(value.name)])
         common.ShapeInferencePass()(model)
-        largest = max(map(math.prod, shapes.values()))
-        return float(max(largest, sum(_products(node, largest) for node in model.graph)))
+        drawn = sum(map(math.prod, shapes.values()))
+        layers = sum(_products(node, drawn) for node in model.graph)
+        reads = {str(v.name): v for node in model.graph for v in node.outputs}
+        read = sum(_size(reads.get(value), drawn) for value, _ in self.sites.values())
+        return layers + ELEMENT * (drawn + read)
 
 
 def _products(node: ir.Node, otherwise: int) -> float:
     """Return a layer's multiplications; ``otherwise`` elements are taken where it has no shape."""
     if not is_onnx(node, "Conv", "ConvTranspose", "Gemm", "MatMul"):
         return 0.0
-    weight, shape = constant(node.inputs[1]), node.outputs[0].shape
-    known = shape is not None and all(isinstance(extent, int) for extent in shape)
-    size = math.prod(shape.numpy()) if shape is not None and known else otherwise
+    weight, size = constant(node.inputs[1]), _size(node.outputs[0], otherwise)
     if weight is None:
         return float(size)
     channels = weight.shape.numpy()[-1 if node.op_type == "MatMul" else 0]
     return size * weight.size / max(channels, 1)
+
+
+def _size(value: ir.Value | None, otherwise: int) -> int:
+    """Return how many elements a value has, or ``otherwise`` where its shape is not known."""
+    shape = None if value is None else value.shape
+    known = shape is not None and all(isinstance(extent, int) for extent in shape)
+    return math.prod(shape.numpy()) if shape is not None and known else otherwise
 
 
 @dataclass
@@ -194,7 +205,7 @@ class Search:
         self._idle = 0
         for call in self._changes(specs, shapes, starts):
             done = self._offers >= KEPT or self._idle >= PATIENCE or self._runs >= RUNS
-            if done or self.coverage.complete or self._runs * products >= self.coverage.budget:
+            if done or self.coverage.complete or self._runs * products >= BUDGET:
                 return
             self._try(call, first)
 
