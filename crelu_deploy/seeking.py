@@ -41,7 +41,10 @@ ELITES = 16
 """Halves that are climbed to at a time: each keeps a row of an input."""
 
 ELEMENT = 400
-"""Multiplications that take as long as to draw an element of an input, or to read one of a site."""
+"""Multiplications that take as long as to draw an element of an input, or to read one of a site.
+
+To compare one of an output takes three times as long.
+"""
 
 LARGEST = 1e4
 """Size of an element at most: float16 holds it, and its products."""
@@ -134,7 +137,8 @@ class Probe(AbstractContextManager["Probe"]):
         layers = sum(_products(node, drawn) for node in model.graph)
         reads = {str(v.name): v for node in model.graph for v in node.outputs}
         read = sum(_size(reads.get(value), drawn) for value, _ in self.sites.values())
-        return layers + ELEMENT * (drawn + read)
+        compared = sum(_size(value, drawn) for value in model.graph.outputs)
+        return layers + ELEMENT * (drawn + read + 3 * compared)
 
 
 def _products(node: ir.Node, otherwise: int) -> float:

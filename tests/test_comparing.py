@@ -161,9 +161,8 @@ def test_a_search_ends(tmp_path: Path) -> None:
                 return self.each
 
         specs, shapes = probe._runner.inputs, {"x": (3, 4, 7, 9)}
-        assert probe.products(shapes) == 3 * (
-            7 * 9 * 6 * 36 + 4 * 6 * 5 * 108 + ELEMENT * 7 * 9 * (4 + 6)
-        )
+        layers, elements = 7 * 9 * 6 * 36 + 4 * 6 * 5 * 108, 7 * 9 * (4 + 6) + 3 * (4 * 6 * 5)
+        assert probe.products(shapes) == 3 * (layers + ELEMENT * elements)
         for each, most in ((1.0, RUNS), (1e12, 1)):
             calls.clear()
             counting = Counting()
