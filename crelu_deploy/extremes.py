@@ -18,6 +18,9 @@ from crelu_deploy.samples import Arrays
 VALUES = {"NaN": math.nan, "inf": math.inf, "-inf": -math.inf}
 """What is put into an input, by its name in a manifest and in words."""
 
+SAME = "as PyTorch's"
+"""What is told where nothing differs."""
+
 Counts = Mapping[str, int]
 """Kind of element, a key of ``VALUES`` -> how many a call's outputs have."""
 
@@ -64,7 +67,7 @@ def told(
             words = (_words(counts) for counts in (found, recorded[what]))
             differences.append("{} gives {}, PyTorch's {}".format(what, *words))
     if not differences:
-        return "as PyTorch's" if recorded else ""
+        return SAME if recorded else ""
     losing = [f"{name} {LOSES[name]}" for name in sorted({*lowerings} & LOSES.keys())]
     losing.append("the runtime may change them too" if losing else "its lowerings keep both")
     return "; ".join([*differences, *losing])

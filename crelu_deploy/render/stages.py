@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from crelu_deploy.accuracy import Comparison
 from crelu_deploy.bundle import Bundle
+from crelu_deploy.extremes import SAME
 from crelu_deploy.latency import Paired
 from crelu_deploy.optimizer import Inspection, Optimized
 from crelu_deploy.plan import ORIGINAL, PLAIN, RULE, Plan
@@ -351,7 +352,8 @@ def export_parts(bundle: Bundle) -> list[Section | str]:
     for site in manifest["sites"]:
         add(table, site["name"], site["spelling"], site["producer"], lowerings[site["name"]])
     checked = verifications_table(verifications, len(bundle.samples))
-    return [*_written(bundle), *_timed(made), table, checked, *_extremes(verifications)]
+    other = [v for v in verifications if v.extremes != SAME]
+    return [*_written(bundle), *_timed(made), table, checked, *_extremes(other)]
 
 
 def _written(bundle: Bundle) -> list[str]:
