@@ -19,9 +19,9 @@ import numpy as np
 
 from crelu_deploy.accuracy import Comparison, Tolerance, compare, compare_outputs, worst_of
 from crelu_deploy.bundle import Bundle
-from crelu_deploy.correspondence import consumed
+from crelu_deploy.correspondence import consumed, expose
 from crelu_deploy.errors import BackendUnavailable, BuildError, UnsupportedModel
-from crelu_deploy.locating import arrays, correspondence, expose, reference
+from crelu_deploy.locating import arrays, correspondence, reference
 from crelu_deploy.results import SiteError
 from crelu_deploy.rounding import channel_axis
 from crelu_deploy.samples import Array, Arrays, Sample, telling

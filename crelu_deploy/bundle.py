@@ -139,6 +139,12 @@ class Bundle:
         return found
 
     @property
+    def extremes(self) -> dict[str, dict[str, int]]:
+        """What was put into an input -> how much of it PyTorch's outputs had; see ``extremes``."""
+        found: dict[str, dict[str, int]] = self.manifest.get("extremes", {})
+        return found
+
+    @property
     def preprocessing(self) -> Preprocessing | None:
         """How its inputs are made of pixels; None where nobody said."""
         entry = self.manifest.get("preprocessing")

@@ -6,16 +6,19 @@ producer and its site, and ``complement`` has another tensor up to the consumers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from crelu_deploy.lowerings import fold
 from crelu_deploy.lowerings.complement import THROUGH
 from crelu_deploy.lowerings.consumers import READERS
 from crelu_deploy.lowerings.sitenode import SiteNode, site_nodes
 from crelu_deploy.lowerings.values import is_onnx
+from crelu_deploy.writing import save_model
 
 IN, BEHIND, BEFORE, WITHOUT = "in", "behind", "before", "without"
 """Where a value is: in a site's lowered form, behind a site, before the first; or there is none."""
@@ -57,6 +60,20 @@ def _down(value: ir.Value, stop: Callable[[ir.Value], bool]) -> Iterator[ir.Valu
                     yield new
                 else:
                     waiting.append(new)
+
+
+def expose(model: ir.Model, names: Iterable[str], path: Path, *, alone: bool = False) -> None:
+    """Write a copy of a model with more outputs, or with these alone and what they need."""
+    copy = model.clone()
+    values = observable(copy)
+    if alone:
+        copy.graph.outputs.clear()
+    for name in names:
+        if not values[name].is_graph_output():
+            copy.graph.outputs.append(values[name])
+    if alone:
+        common.RemoveUnusedNodesPass()(copy)
+    save_model(copy, path)
 
 
 @dataclass

@@ -7,25 +7,16 @@ does not. It is bound by arithmetic, not by time, so that a seed gives the same 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from crelu_deploy.coverage import FEW, FIRES, Coverage
 from crelu_deploy.samples import Arrays
-
-FIRES = 1e-2
-"""A half fires where it is above this share of the root mean square of its site's input."""
-
-BUDGET, LAST_FEW = 4e9, 20e9
-"""Multiplications of a search, and of one for the last few halves; a gradient is two more runs."""
-
-FEW = 0.05
-"""The share of all halves up to which they are the last few, and that a kept call must add."""
 
 STEPS, PATIENCE = 60, 12
 """Steps upwards at most, and without a new half."""
@@ -63,54 +54,6 @@ class Found:
 
     coverage: Coverage
     calls: tuple[Arrays, ...]
-
-
-@dataclass
-class Coverage:
-    """What fired so far.
-
-    Attributes:
-        peaks: Site -> the largest value of each half of each channel, over the site's root mean
-            square: an array of shape ``(2, channels)``.
-    """
-
-    peaks: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
-
-    def add(self, site: str, peaks: np.ndarray[Any, Any]) -> int:
-        """Take in a row's peaks; return how many halves fire that did not before."""
-        known = self.peaks.setdefault(site, np.full_like(peaks, -math.inf))
-        new = int(((peaks > FIRES) & (known <= FIRES)).sum())
-        np.maximum(known, peaks, out=known)
-        return new
-
-    def silent(self, site: str) -> np.ndarray[Any, Any]:
-        """Return which halves have not fired, ``(2, channels)``."""
-        result: np.ndarray[Any, Any] = self.peaks[site] <= FIRES
-        return result
-
-    @property
-    def complete(self) -> bool:
-        """Whether every half fires."""
-        return not any(self.silent(site).any() for site in self.peaks)
-
-    @property
-    def missing(self) -> tuple[int, int]:
-        """How many halves are silent, and how many there are."""
-        sizes = ((int(self.silent(site).sum()), self.peaks[site].size) for site in self.peaks)
-        silent, halves = zip(*sizes, strict=True) if self.peaks else ((), ())
-        return sum(silent), sum(halves)
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Return per site: its channels, those of which both halves fire, and those of none."""
-        silent = {site: self.silent(site) for site in self.peaks}
-        return {
-            site: {
-                "channels": missing.shape[1],
-                "both": int((~missing.any(0)).sum()),
-                "none": int(missing.all(0).sum()),
-            }
-            for site, missing in silent.items()
-        }
 
 
 class Reader(torch.fx.Interpreter):
@@ -151,12 +94,6 @@ class _Search:
         self.program = program
         self.coverage = Coverage()
         self.spent = 0.0
-
-    @property
-    def budget(self) -> float:
-        """What may be spent: more where little is missing."""
-        silent, halves = self.coverage.missing
-        return LAST_FEW if silent <= FEW * halves else BUDGET
 
     def peaks(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return per site the peaks of each row and half, ``(rows, 2, channels)``."""
@@ -209,7 +146,11 @@ def excite(
     with torch.no_grad():
         for sample in samples:
             search.add(search.peaks(tensors(sample)))
-    while len(calls) < CALLS and not search.coverage.complete and search.spent < search.budget:
+    while (
+        len(calls) < CALLS
+        and not search.coverage.complete
+        and search.spent < search.coverage.budget
+    ):
         silent, _ = search.coverage.missing
         call, peaks = _climbed(search, _best(search, drawn), limits)
         if search.new(peaks) < max(1, FEW * silent):
@@ -226,7 +167,7 @@ def _best(search: _Search, calls: Sequence[Arrays]) -> Arrays:
         for call in calls:
             row = {k: v[:1] for k, v in call.items()} if search.program.batched else call
             if (
-                search.spent < search.budget
+                search.spent < search.coverage.budget
                 and (new := search.new(search.peaks(tensors(row)))) > most
             ):
                 best, most = call, new
@@ -253,7 +194,7 @@ def _climbed(search: _Search, start: Arrays, limits: Limits) -> tuple[Arrays, Ma
         if (new := search.new(peaks)) > most:
             best, most, waited = x.detach(), new, 0
             best_peaks = {site: found.detach() for site, found in peaks.items()}
-        over = search.spent > search.budget
+        over = search.spent > search.coverage.budget
         if not climbing or wanted is None or waited > PATIENCE or over:
             break
         (gradient,) = torch.autograd.grad(wanted, x)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, TypedDict, Unpack
 import onnx
 import torch
 
-from crelu_deploy import plan
+from crelu_deploy import extremes, plan
 from crelu_deploy.accuracy import TOLERANCES, Tolerance
 from crelu_deploy.bundle import (
     MODEL,
@@ -21,18 +21,18 @@ from crelu_deploy.bundle import (
     check_destination,
 )
 from crelu_deploy.correspondence import consumed
+from crelu_deploy.coverage import Coverage
 from crelu_deploy.environment import versions
 from crelu_deploy.errors import ExportError
-from crelu_deploy.exciting import Coverage
 from crelu_deploy.locking import reserved
 from crelu_deploy.manifest import FORMAT
 from crelu_deploy.memory import release
 from crelu_deploy.pipeline import Progress, silent, verify
 from crelu_deploy.planner import make_plan
 from crelu_deploy.preprocessing import Changes, Preprocessing
-from crelu_deploy.recording import check_finite, finite, record, run_twice
+from crelu_deploy.recording import check_finite, finite, record, run, run_twice
 from crelu_deploy.runner import TensorSpec
-from crelu_deploy.samples import Sample, save_samples
+from crelu_deploy.samples import Arrays, Sample, save_samples
 from crelu_deploy.sampling import Maker
 from crelu_deploy.settling import Settled, Trying, settle
 from crelu_deploy.shapes import parse_axes, parse_shape, resolve
@@ -158,6 +158,7 @@ class Exported:
     notes: tuple[str, ...]
     preprocessing: Preprocessing | None
     allow_nan: bool
+    extremes: Mapping[str, extremes.Counts]
 
 
 def _exported(source: Source, settings: ExportSettings, progress: Progress) -> Exported:
@@ -190,7 +191,8 @@ def _exported(source: Source, settings: ExportSettings, progress: Progress) -> E
     recorded, why = with_floors(source.module, recorded, batched=batched)
     recorded, none = with_inner_floors(settled.program, consumed(model), recorded, searched)
     notes = (*source.notes, *filter(None, (why, none)))
-    return Exported(settled, recorded, searched, coverage, names, notes, how, allow_nan)
+    kept = _extremes(source.module, recorded[0].inputs, names)
+    return Exported(settled, recorded, searched, coverage, names, notes, how, allow_nan, kept)
 
 
 def _recorded(
@@ -213,6 +215,19 @@ def _recorded(
     found = maker.search(settled.program, settled.specs, own, settled.samples)
     searched = finite(record(source.module, found.calls, names))
     return (*own, *settled.samples, *searched), len(searched), found.coverage
+
+
+def _extremes(
+    module: torch.nn.Module, first: Arrays, names: Sequence[str]
+) -> dict[str, extremes.Counts]:
+    """Return what PyTorch makes of NaN and infinities; empty where the network refuses them."""
+    try:
+        return {
+            what: extremes.counted(run(module, call, names))
+            for what, call in extremes.calls(first).items()
+        }
+    except ExportError:
+        return {}
 
 
 def _dtype(module: torch.nn.Module) -> str:
@@ -253,6 +268,7 @@ def _write(stage: Path, source: Source, exported: Exported) -> Bundle:
         guards=[guard.text for guard in exported.settled.guards],
         coverage=exported.coverage.counts(),
         searched=exported.searched,
+        extremes=exported.extremes,
         allow_nan=exported.allow_nan,
         sites=[asdict(site) for site in find_sites(exported.settled.model)],
         near_misses=[asdict(miss) for miss in exported.settled.recognition.near_misses],
@@ -286,4 +302,5 @@ def _verified(
             f"limit 1; worst: {result.comparison.worst}"
         )
     behind = {e.site: e.comparison.score for e in result.sites if e.comparison is not None}
-    return {str(target): {"passed": True, **asdict(result.comparison), "behind": behind}}
+    entry = {"passed": True, **asdict(result.comparison), "behind": behind}
+    return {str(target): {**entry, "extremes": result.extremes}}

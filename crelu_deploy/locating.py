@@ -9,7 +9,7 @@ runtime's optimisations.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from crelu_deploy.accuracy import (
     worst_of,
 )
 from crelu_deploy.bundle import MODEL, Bundle
-from crelu_deploy.correspondence import Correspondence, observable
+from crelu_deploy.correspondence import Correspondence, expose, observable
 from crelu_deploy.errors import UnsupportedModel
 from crelu_deploy.lowerings.sitenode import site_nodes
 from crelu_deploy.lowerings.values import constant, describe
@@ -36,7 +36,6 @@ from crelu_deploy.modelfile import read_file
 from crelu_deploy.results import SiteError
 from crelu_deploy.samples import Array, Arrays, Sample
 from crelu_deploy.targets import BACKENDS, Options, Target
-from crelu_deploy.writing import save_model
 
 
 @dataclass(frozen=True)
@@ -178,16 +177,6 @@ def _runs(
                 actual = arrays(lowered(sample.inputs))
                 compared = _compare(between, known, actual, tolerance)
                 yield sample, _Run(known, actual, compared)
-
-
-def expose(model: ir.Model, names: Iterable[str], path: Path) -> None:
-    """Write a copy of a model with more outputs."""
-    copy = model.clone()
-    values = observable(copy)
-    for name in names:
-        if not values[name].is_graph_output():
-            copy.graph.outputs.append(values[name])
-    save_model(copy, path)
 
 
 def arrays(outputs: Arrays) -> dict[str, Array]:

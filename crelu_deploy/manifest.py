@@ -68,6 +68,7 @@ def _check(manifest: dict[str, Any]) -> None:
     searched = manifest.get("searched", 0)
     _require("searched", type(searched) is int and searched >= 0)
     _require("coverage", all(map(_is_coverage, manifest.get("coverage", {}).values())))
+    _require("extremes", _is_extremes(manifest.get("extremes", {})))
     outputs = manifest["outputs"]
     _require("outputs", outputs and all(isinstance(name, str) for name in outputs))
     _require("sites", all(map(_is_site, manifest["sites"])))
@@ -100,6 +101,12 @@ def _is_site(entry: dict[str, Any]) -> bool:
 
 def _is_coverage(entry: dict[str, Any]) -> bool:
     return all(type(entry[key]) is int for key in ("channels", "both", "none"))
+
+
+def _is_extremes(entry: dict[str, Any]) -> bool:
+    kinds = {"NaN", "inf", "-inf"}
+    whole = entry.keys() in (set(), kinds) and all(c.keys() == kinds for c in entry.values())
+    return whole and all(type(n) is int for counts in entry.values() for n in counts.values())
 
 
 def _is_target(entry: dict[str, Any]) -> bool:

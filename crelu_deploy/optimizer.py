@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from crelu_deploy import plan, pruning
-from crelu_deploy.accuracy import Comparison, Tolerance, compare_outputs, worst_of
+from crelu_deploy.accuracy import Comparison, Tolerance
 from crelu_deploy.bundle import MODEL
-from crelu_deploy.errors import BuildError, DeployError, ExportError, UnsupportedModel
+from crelu_deploy.comparing import SEEDS, Compared, compare_files, shapes_for
+from crelu_deploy.errors import BuildError, UnsupportedModel
 from crelu_deploy.lowerings import Lowered, lower
 from crelu_deploy.modelfile import blaming, invalidity
 from crelu_deploy.passes import clean
@@ -24,16 +23,11 @@ from crelu_deploy.plan import MEASURED, PLAIN, Plan
 from crelu_deploy.proof import Proof, prove
 from crelu_deploy.reading import read_model
 from crelu_deploy.recognition import NearMiss, OpaqueSite, recognize
-from crelu_deploy.runner import Runner, TensorSpec
 from crelu_deploy.samples import Array
-from crelu_deploy.shapes import assign, parse_shape
 from crelu_deploy.sites import Site, find_sites
 from crelu_deploy.stimuli import made_inputs
 from crelu_deploy.targets import AUTO, BACKENDS, Options
 from crelu_deploy.writing import save_model
-
-SEEDS = (0, 1)
-"""One random input each for the check."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +55,7 @@ class Optimized:
         before: Operator -> how many nodes the original had.
         after: The same for the result.
         plan: How ``auto`` was chosen, and what was timed; None where one lowering was asked for.
-        comparison: Distance of the result's outputs from the original's; None if not checked.
-        bit_equal: Whether all outputs were equal bit for bit; None if not checked.
+        compared: How the result's outputs compare with the original's; None if not checked.
         proof: Why the result computes what the sites are defined as; None where no form is faster
             and the result is the original.
     """
@@ -74,9 +67,18 @@ class Optimized:
     before: Mapping[str, int]
     after: Mapping[str, int]
     plan: Plan | None
-    comparison: Comparison | None
-    bit_equal: bool | None
+    compared: Compared | None
     proof: Proof | None = None
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """Distance of the result's outputs from the original's; None if not checked."""
+        return None if self.compared is None else self.compared.comparison
+
+    @property
+    def bit_equal(self) -> bool | None:
+        """Whether all outputs were equal bit for bit; None if not checked."""
+        return None if self.compared is None else self.compared.bit_equal
 
 
 def inspect(path: str | Path) -> Inspection:
@@ -106,7 +108,7 @@ def optimize(
         lowering: A name in ``LOWERINGS``, or ``auto`` for what is the fastest here.
         prune: Remove dead halves of sites, see ``pruning``.
         inputs: ``[NAME:]1x3x224x224`` for inputs whose dynamic axes cannot be guessed.
-        check: Also compare both files on ONNX Runtime, on random inputs.
+        check: Also compare both files on ONNX Runtime, on random and on searched inputs.
         race: Seconds to race the forms for ``auto`` here, ``plan.RACE`` when None; 0, for another
             machine, takes the rule's choice, and so does no check.
         tolerance: What counts as equal, instead of what element types tell.
@@ -146,10 +148,10 @@ def _optimize(source: Path, out: Path, asked: _Asked, progress: Progress) -> Opt
         progress("prove")
         proof = _proved(canonical, lowered, source) if lowered.applied else None
         progress("compare with the original")
-        checked = _checked(lowered.model, source, asked)
+        compared = _checked(canonical, lowered, source, asked)
     save_model(lowered.model, out)
     counts, forms = (before, _operators(lowered.model)), (lowered.applied, lowered.reasons)
-    return Optimized(inspection, *forms, removed, *counts, made, *checked, proof)
+    return Optimized(inspection, *forms, removed, *counts, made, compared, proof)
 
 
 def _pruned(model: ir.Model, *, prune: bool) -> tuple[ir.Model, Mapping[str, pruning.Removal]]:
@@ -180,7 +182,7 @@ def _chosen(
     feeds: Mapping[str, Array] = {}
     if asked.seconds:
         with runtime.open_session(source, Options(threads=1)) as original:
-            shapes = _shapes(source, original, asked.inputs)
+            shapes = shapes_for(source, original, asked.inputs)
             feeds = made_inputs(original.inputs, shapes, SEEDS[0])
     pruned = bool(removed)
     return planner.plan_file(model, source, feeds, asked.seconds, progress, pruned=pruned)
@@ -201,14 +203,15 @@ def _apart(source: Path, out: Path) -> tuple[Path, Path]:
     return source, out
 
 
-def _checked(model: ir.Model, source: Path, asked: _Asked) -> tuple[Comparison | None, bool | None]:
+def _checked(canonical: ir.Model, lowered: Lowered, source: Path, asked: _Asked) -> Compared | None:
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder) / "model.onnx"
-        save_model(model, candidate)
+        save_model(lowered.model, candidate)
         _check_structure(source, candidate)
         if not asked.check:
-            return None, None
-        return _compare(source, candidate, asked.inputs, asked.tolerance)
+            return None
+        network = canonical if lowered.applied else None  # else it is the original
+        return compare_files(source, candidate, network, asked.inputs, asked.tolerance)
 
 
 def _recognized(model: ir.Model) -> tuple[ir.Model, Inspection]:
@@ -235,78 +238,3 @@ def _check_structure(source: Path, candidate: Path) -> None:
     """
     if (error := invalidity(candidate)) and not invalidity(source):
         raise UnsupportedModel(f"{source}: lowering it made an invalid model: {error}")
-
-
-def _compare(
-    source: Path, candidate: Path, inputs: Sequence[str], tolerance: Tolerance | None
-) -> tuple[Comparison, bool]:
-    runtime = BACKENDS["ort-cpu"].implementation()
-    options = Options(threads=1)
-    with (
-        runtime.open_session(source, options) as original,
-        runtime.open_session(candidate, options) as lowered,
-    ):
-        shapes = _shapes(source, original, inputs)
-        found, equal = [], True
-        for seed in SEEDS:
-            feeds = made_inputs(original.inputs, shapes, seed)
-            expected, actual = original(feeds), lowered(feeds)
-            _check_comparable(source, expected)
-            found.append(compare_outputs(actual, expected, f"input {seed} ", tolerance))
-            equal &= all(_same_bits(actual[n], expected[n]) for n in expected if n in actual)
-    comparison = worst_of(found)
-    if not comparison.passed:
-        raise UnsupportedModel(
-            f"{source}: the lowered model differs, nothing was written: score "
-            f"{comparison.score:.3g}, limit 1; worst: {comparison.worst}"
-        )
-    return comparison, equal
-
-
-def _check_comparable(source: Path, outputs: Mapping[str, Array]) -> None:
-    """Refuse outputs that are NaN everywhere, which everything that is NaN too is equal to."""
-    for name, output in outputs.items():
-        if output.dtype.kind == "f" and output.size and np.isnan(output).all():
-            raise UnsupportedModel(
-                f"{source}: output {name!r} of the original is NaN in every element on random "
-                "inputs, so that nothing can be compared; give --no-check to go without"
-            )
-
-
-def _same_bits(first: Any, second: Any) -> bool:
-    return bool(np.array_equal(first, second, equal_nan=first.dtype.kind == "f"))
-
-
-def _shapes(source: Path, runner: Runner, inputs: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Return input shapes that the original runs on."""
-    try:
-        given = assign([spec.name for spec in runner.inputs], [parse_shape(i) for i in inputs])
-    except ExportError as error:
-        raise UnsupportedModel(f"{source}: {error}") from error
-    failure: DeployError | ValueError | None = None
-    for shapes in _guesses(runner.inputs, given):
-        try:
-            runner(made_inputs(runner.inputs, shapes, SEEDS[0]))
-            return shapes
-        except (DeployError, ValueError) as error:
-            failure = failure or error
-    wanted = ", ".join(map(str, runner.inputs))
-    raise UnsupportedModel(
-        f"{source}: the original does not run on random inputs ({failure}); "
-        f"give shapes with --input for {wanted}"
-    ) from failure
-
-
-def _guesses(
-    specs: Sequence[TensorSpec], given: Mapping[str, tuple[int, ...]]
-) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Yield shapes to try: a batch of 2, else of 1, with equal extents for equal names."""
-    for batch, extent in ((2, 64), (1, 64), (2, 224), (1, 224), (1, 16)):
-        yield {
-            spec.name: given.get(spec.name)
-            or tuple(
-                d if isinstance(d, int) else batch if axis == 0 else extent
-                for axis, d in enumerate(spec.shape)
-            )
-            for spec in specs
-        }

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from crelu_deploy import miscompilation, saturation
+from crelu_deploy import extremes, miscompilation, saturation
 from crelu_deploy.accuracy import GPU_ROUNDING, REDUCED, Limits, Tolerance, check, not_finite
 from crelu_deploy.agreement import decisions
 from crelu_deploy.behind import Witness
@@ -315,7 +315,12 @@ def judge(
     expected = [sample.outputs for sample in samples]
     agreement = decisions(list(zip(outputs, expected, strict=True)))
     note = saturation.warning(bundle, target)
-    return Verification(target, comparison, "", agreement, limits.agreement, opening, note=note)
+    found = Verification(target, comparison, "", agreement, limits.agreement, opening, note=note)
+    if precision in REDUCED:  # whose numbers are others on purpose
+        return found
+    lowerings = bundle.manifest["targets"].get(str(target), {}).get("lowerings", {}).values()
+    kept = extremes.told(runner, samples[0].inputs, bundle.extremes, lowerings)
+    return replace(found, extremes=kept)
 
 
 def _called(target: Target, runner: Runner, sample: Sample) -> Mapping[str, Array]:

@@ -96,6 +96,7 @@ class Verification:
             was compared behind its sites; mostly empty.
         proof: Of its lowered file; None where there is none.
         sites: The errors behind its sites; empty where its runtime cannot show them.
+        extremes: What it makes of NaN and infinities as inputs, in words; empty where not tried.
     """
 
     target: Target
@@ -108,6 +109,7 @@ class Verification:
     note: str = ""
     proof: Proof | None = None
     sites: tuple[SiteError, ...] = ()
+    extremes: str = ""
 
     @property
     def refuted(self) -> str:

@@ -11,18 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from crelu_deploy.exciting import Coverage, Found, Program, excite
+from crelu_deploy.coverage import Coverage
+from crelu_deploy.exciting import Found, Program, excite
 from crelu_deploy.preprocessing import Preprocessing
 from crelu_deploy.runner import TensorSpec
 from crelu_deploy.samples import Arrays, Sample, read_inputs, wrapped
 from crelu_deploy.shapes import Input
-from crelu_deploy.stimuli import is_picture, made_inputs, prepared
+from crelu_deploy.stimuli import GAINS, is_picture, made_inputs, prepared
 
 Shapes = Sequence[tuple[int, ...]]
-
-GAINS = (1, 5, 25)
-"""Sizes of noise that a search starts from where nobody said what the network reads."""
-
 
 SEVERAL = 8
 """Calls of the user's that inputs of other shapes are made of."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ Array = np.ndarray[Any, Any]
 
 COARSEST = 64
 """Pixels along the largest patch of a made picture."""
+
+GAINS = (1, 5, 25)
+"""Sizes of noise that a search starts from where nobody said what the network reads."""
 
 
 def made_inputs(
@@ -85,3 +88,64 @@ def pictures(shape: Sequence[int], generator: np.random.Generator) -> Array:
     brightness = generator.uniform(40, 215, (rows, channels, 1, 1)).astype(np.float32)
     result: Array = np.clip(np.rint(total * contrast + brightness), 0, 255)
     return result
+
+
+def varied_inputs(
+    specs: Sequence[TensorSpec],
+    shapes: Mapping[str, tuple[int, ...]],
+    generator: np.random.Generator,
+) -> Iterator[dict[str, Array]]:
+    """Yield calls of every kind, where nobody said what the network reads.
+
+    Noise of each of ``GAINS``, the largest first, then where an input may be an image, pictures as
+    they are, around zero, and both in the size of noise. Integers are from the whole range of their
+    type, from 0 to 255 and from 0 to 1, single bytes from their whole range always.
+    """
+    for number, gain in reversed(list(enumerate(GAINS))):
+        yield {s.name: _noise(s, shapes[s.name], gain, number, generator) for s in specs}
+    if any(_may_be_picture(spec, shapes[spec.name]) for spec in specs):
+        for middle, scale in READINGS:
+            yield {s.name: _read(s, shapes[s.name], middle, scale, generator) for s in specs}
+
+
+READINGS = ((0.0, 1.0), (127.5, 1.0), (0.0, 255.0), (127.5, 64.0))
+"""Ways to read pixels that are common: what is subtracted, and what that is divided by."""
+
+
+def _noise(
+    spec: TensorSpec, shape: tuple[int, ...], gain: int, number: int, generator: np.random.Generator
+) -> Array:
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind == "b":
+        return generator.integers(0, 2, shape).astype(dtype)
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        whole = dtype.itemsize == 1 or number == 2
+        low, high = (info.min, info.max) if whole else (0, (1, 255)[number])
+        return generator.integers(low, high, shape, dtype, endpoint=True)
+    return (gain * generator.standard_normal(shape, np.float32)).astype(dtype)
+
+
+def _may_be_picture(spec: TensorSpec, shape: tuple[int, ...]) -> bool:
+    dtype = np.dtype(spec.dtype)
+    return len(shape) == 4 and (dtype.kind == "f" or dtype == np.uint8)
+
+
+def _read(
+    spec: TensorSpec,
+    shape: tuple[int, ...],
+    middle: float,
+    scale: float,
+    generator: np.random.Generator,
+) -> Array:
+    """Return pictures; channels are last where they are few there and not on axis 1."""
+    if not _may_be_picture(spec, shape):
+        return _noise(spec, shape, 1, 0, generator)
+    if shape[3] in MODES and shape[1] not in MODES:
+        channels_first = (shape[0], shape[3], *shape[1:3])
+        pixels = np.moveaxis(pictures(channels_first, generator), 1, 3)
+    else:
+        pixels = pictures(shape, generator)
+    if spec.dtype == "uint8":
+        return pixels.astype(np.uint8)
+    return ((pixels - np.float32(middle)) / np.float32(scale)).astype(spec.dtype)

@@ -384,6 +384,18 @@ MUTANTS = (
         "exciting",
     ),
     Mutant(
+        "seeking.py",
+        "np.stack([x.max(2), -x.min(2)], 1)",
+        "np.stack([x.max(2), x.max(2)], 1)",
+        "comparing",
+    ),
+    Mutant(
+        "comparing.py",
+        "max(extent, ROWS)",
+        "extent",
+        "comparing",
+    ),
+    Mutant(
         "extents.py",
         "found += [*larger[:1], *smaller[:1], *wrong[-1:]]",
         "found += [*smaller[:1]]",

@@ -219,7 +219,7 @@ def test_verify_and_bench_json(bundle: Path, capsys: pytest.CaptureFixture[str])
     found = read(["verify", str(bundle), "-t", "torch", "-t", "ort-cpu"], capsys)
     assert found.keys() == {"passed", "targets"}
     assert found["passed"] is True
-    texts = ["worst", "agreement", "proof", "behind", "note"]
+    texts = ["worst", "agreement", "proof", "behind", "note", "extremes"]
     fields = ["target", "passed", "skipped", "score", "max_abs", *texts]
     assert [list(target) for target in found["targets"]] == [fields] * 2
     assert [target["target"] for target in found["targets"]] == ["torch", "ort-cpu:auto"]

@@ -137,6 +137,15 @@ def test_verifying_and_timing_load_the_runtime_alone(ready):
     assert loaded(script, str(ready)) == {"onnxruntime"}
 
 
+def test_optimizing_loads_the_runtime_alone(ready, tmp_path):
+    script = (
+        "import sys\nfrom crelu_deploy import optimize\n"
+        "done = optimize(sys.argv[1], sys.argv[2], lowering='fold')\n"
+        "assert done.compared.searched and done.compared.coverage"
+    )
+    assert loaded(script, str(ready / "model.onnx"), str(tmp_path / "out.onnx")) == {"onnxruntime"}
+
+
 def test_running_gives_what_this_process_gets(ready):
     from crelu_deploy import load
 

@@ -160,7 +160,8 @@ def test_bit_equality_is_measured(tmp_path: Path) -> None:
     done = optimize(saved(rounding, tmp_path), tmp_path / "out.onnx", lowering="fold")
     assert done.bit_equal is False
     assert done.comparison is not None
-    assert 0 < done.comparison.max_abs < 1e-4
+    assert done.comparison.max_abs > 0
+    assert done.comparison.score < 0.1
 
 
 def test_a_result_that_differs_is_not_written(tmp_path: Path) -> None:

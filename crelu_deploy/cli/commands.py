@@ -104,7 +104,7 @@ def optimize(
     limits: options.Limits,
     output: Output,
 ) -> int:
-    """Lower the CReLUs of any ONNX file, prove the result, and compare it on random inputs."""
+    """Lower the CReLUs of any ONNX file, prove the result, and compare it with the original."""
     from crelu_deploy import optimizer
 
     with output:

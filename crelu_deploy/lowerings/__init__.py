@@ -46,6 +46,12 @@ Folding comes first because it judges producers by the graph as it was; primitiv
 because it takes what the others refuse.
 """
 
+LOSES: Mapping[str, str] = {"split": complement.LOSES, "complement": complement.LOSES}
+"""Name -> what becomes of NaN and infinities at a site; every other lowering keeps both.
+
+``pooled`` too: a max pool drops NaN before the activation where it would behind it.
+"""
+
 NATIVE: Mapping[str, Lowering] = {"plugin": plugin.lower}
 """Name -> lowering that only a runtime with this project's compiled library reads.
 

@@ -24,6 +24,9 @@ from crelu_deploy.op import Array
 
 THROUGH = LINEAR | {"Concat"}
 
+LOSES = "makes NaN of an infinity that a layer reads"
+"""What becomes of NaN and infinities."""
+
 
 def lower(editor: Editor, sites: Mapping[str, SiteNode]) -> dict[str, str]:
     """Rewrite the consumers' weights of every plain site, or pool it before it is activated.

@@ -55,18 +55,18 @@ SHOWN = 6
 """Sites that are named in the line on coverage."""
 
 
-def coverage_line(coverage: Mapping[str, Mapping[str, int]]) -> str:
-    """Say how many channels of which sites fire on the samples; empty where nobody counted."""
+def coverage_line(coverage: Mapping[str, Mapping[str, int]], what: str = "samples") -> str:
+    """Say how many channels of which sites fire on ``what``; empty where nobody counted."""
     if not coverage:
         return ""
     total, both, none = (
         sum(counts[key] for counts in coverage.values()) for key in ("channels", "both", "none")
     )
     if both == total:
-        return f"samples make both halves of all {total} channels fire"
+        return f"{what} make both halves of all {total} channels fire"
     named = [f"{c['both']} of {c['channels']} in {site}" for site, c in coverage.items()]
     shown = ", ".join(named) if len(named) <= SHOWN else f"{both} of {total}"
     half = total - both - none
     rest = [f"of {half} one half alone"] * (half > 0) + [f"{none} never fire"] * (none > 0)
     where = f"both halves of the channels fire: {shown}"
-    return f"samples make {where}; {' and '.join(rest)} on any input tried"
+    return f"{what} make {where}; {' and '.join(rest)} on any input tried"

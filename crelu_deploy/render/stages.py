@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from crelu_deploy.accuracy import Comparison
 from crelu_deploy.bundle import Bundle
+from crelu_deploy.extremes import SAME
 from crelu_deploy.latency import Paired
 from crelu_deploy.optimizer import Inspection, Optimized
 from crelu_deploy.plan import ORIGINAL, PLAIN, RULE, Plan
@@ -73,6 +74,9 @@ def optimized_json(done: Optimized) -> JSON:
         "bit_equal": done.bit_equal,
         "score": None if done.comparison is None else number(done.comparison.score),
         "max_abs": None if done.comparison is None else number(done.comparison.max_abs),
+        "inputs": 0 if done.compared is None else done.compared.inputs,
+        "searched": 0 if done.compared is None else done.compared.searched,
+        "coverage": {} if done.compared is None else dict(done.compared.coverage),
     }
 
 
@@ -96,7 +100,7 @@ def optimized_parts(done: Optimized, out: Path) -> list[Section | str]:
         *([] if done.plan is None else _timed(done.plan)),
         counts,
         *([] if done.proof is None else [proof_line(done.proof)]),
-        _check_line(done),
+        *_check_lines(done),
         f"wrote    {printable(str(out))}",
     ]
 
@@ -111,15 +115,19 @@ def _pruned_section(done: Optimized) -> list[Section]:
     return [table]
 
 
-def _check_line(done: Optimized) -> str:
-    if done.comparison is None:
-        return "not compared with the original"
-    if done.bit_equal:
-        return "check    outputs bit-equal to the original's on random inputs (1 thread)"
-    return (
-        f"check    largest error {done.comparison.max_abs:.1e} against the original on random "
-        f"inputs; score {done.comparison.score:.2f}, limit 1"
-    )
+def _check_lines(done: Optimized) -> list[str]:
+    """Return how the result compares with the original, and what fires on the inputs."""
+    if (found := done.compared) is None:
+        return ["not compared with the original"]
+    inputs = f"{counted(found.inputs - found.searched, 'random input')}"
+    inputs += f" and {found.searched} searched" if found.searched else ""
+    line = f"check    outputs bit-equal to the original's on {inputs} (1 thread)"
+    if not found.bit_equal:
+        error, score = f"{found.comparison.max_abs:.1e}", f"{found.comparison.score:.2f}"
+        line = f"check    largest error {error} against the original on {inputs}; "
+        line += f"score {score}, limit 1"
+    told = coverage_line(found.coverage, "inputs")
+    return [line, *([f"         {printable(told)}"] if told else [])]
 
 
 def plan_json(made: Plan, built: Build | None = None) -> JSON:
@@ -175,6 +183,7 @@ def verifications_json(found: Sequence[Verification]) -> JSON:
             "proof": proof_json(v.proof),
             "behind": sites_json(v.sites),
             "note": v.note,
+            "extremes": v.extremes,
         }
         for v in found
     ]
@@ -184,7 +193,21 @@ def verifications_json(found: Sequence[Verification]) -> JSON:
 def verifications_parts(found: Sequence[Verification], samples: int) -> list[Section]:
     """Return the verdicts, the errors behind each site, and what is proved of it."""
     proofs = proofs_parts({str(v.target): v.proof for v in found})
-    return [verifications_table(found, samples), *behind_parts(found), *proofs]
+    return [
+        verifications_table(found, samples),
+        *behind_parts(found),
+        *_extremes(found),
+        *proofs,
+    ]
+
+
+def _extremes(found: Sequence[Verification]) -> list[Section]:
+    """Return what each target makes of NaN and infinities, where one was asked."""
+    table = section("NaN and infinities as inputs", "target!", "the outputs")
+    for v in found:
+        if v.extremes:
+            add(table, v.target, v.extremes)
+    return [table] if table.rows else []
 
 
 def verifications_table(found: Sequence[Verification], samples: int) -> Section:
@@ -315,7 +338,11 @@ def export_parts(bundle: Bundle) -> list[Section | str]:
     """Return what was written, the sites with their lowerings, and the verification."""
     manifest = bundle.manifest
     verifications = [
-        Verification(Target.parse(name), Comparison(v["score"], v["max_abs"], v["worst"]))
+        Verification(
+            Target.parse(name),
+            Comparison(v["score"], v["max_abs"], v["worst"]),
+            extremes=v.get("extremes", ""),
+        )
         for name, v in manifest["verification"].items()
     ]
     lowerings = manifest["targets"]["ort-cpu:auto"]["lowerings"]
@@ -326,7 +353,8 @@ def export_parts(bundle: Bundle) -> list[Section | str]:
     for site in manifest["sites"]:
         add(table, site["name"], site["spelling"], site["producer"], lowerings[site["name"]])
     checked = verifications_table(verifications, len(bundle.samples))
-    return [*_written(bundle), *_timed(made), table, checked]
+    other = [v for v in verifications if v.extremes != SAME]
+    return [*_written(bundle), *_timed(made), table, checked, *_extremes(other)]
 
 
 def _written(bundle: Bundle) -> list[str]:
