@@ -13,7 +13,7 @@ import onnx_ir as ir
 from crelu_deploy import plan, pruning
 from crelu_deploy.accuracy import Comparison, Tolerance
 from crelu_deploy.bundle import MODEL
-from crelu_deploy.comparing import SEEDS, Compared, compare_files, shapes_for
+from crelu_deploy.comparing import SEEDS, Compared, expected, shapes_for
 from crelu_deploy.errors import BuildError, UnsupportedModel
 from crelu_deploy.lowerings import Lowered, lower
 from crelu_deploy.modelfile import blaming, invalidity
@@ -211,7 +211,13 @@ def _checked(canonical: ir.Model, lowered: Lowered, source: Path, asked: _Asked)
         if not asked.check:
             return None
         network = canonical if lowered.applied else None  # else it is the original
-        return compare_files(source, candidate, network, asked.inputs, asked.tolerance)
+        found = expected(source, network, asked.inputs, asked.tolerance).compare(candidate)
+    if not found.comparison.passed:
+        raise UnsupportedModel(
+            f"{source}: the lowered model differs, nothing was written: score "
+            f"{found.comparison.score:.3g}, limit 1; worst: {found.comparison.worst}"
+        )
+    return found
 
 
 def _recognized(model: ir.Model) -> tuple[ir.Model, Inspection]:

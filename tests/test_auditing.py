@@ -13,7 +13,7 @@ import pytest
 from bundles import write_bundle
 from graphs import Case, bytes_of, image, model
 
-from crelu_deploy.auditing import audit
+from crelu_deploy.auditing import audit, audit_file
 from crelu_deploy.auditing.editing import Graph
 from crelu_deploy.auditing.faults import KINDS, SIMULATED
 from crelu_deploy.bundle import Bundle
@@ -152,3 +152,58 @@ def test_a_target_that_fails_already_is_not_audited(small: Bundle, tmp_path: Pat
     copy.record(copy.write(lowered, target))
     with pytest.raises(BuildError, match="fails without a fault, nothing was planted"):
         audit(copy, target, ONE, faults=1)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ONNX file with a spelled site, whose batch may vary."""
+    path = tmp_path_factory.mktemp("file") / "net.onnx"
+    conv = "[conv] z = Conv<pads=[1,1,1,1]>(x, w, b)"
+    site = " [neg] m = Neg(z) [cat] c = Concat<axis=1>(z, m) [relu] r = Relu(c)"
+    network = model(image(conv, v=(5, 12, 3, 3), d=(5,)), f"{site} [next] y = Conv(r, v, d)")
+    network.graph.inputs[0].shape = ir.Shape(["n", *network.graph.inputs[0].shape.dims[1:]])
+    network.graph.outputs[0].shape = None
+    ir.save(network, path)
+    return path
+
+
+@pytest.mark.parametrize("lowering", ["fold", "complement", "auto"])
+def test_an_audit_of_an_onnx_file(lowering: str, file: Path) -> None:
+    before = file.read_bytes()
+    done = audit_file(file, Target("ort-cpu", lowering), ONE, faults=24, seed=2)
+    assert len(done.visible) == 24
+    assert all(one.examined.proof and one.examined.comparison for one in done.visible)
+    assert {"wrong batch row", "dead half-channel"} <= {one.kind for one in done.visible}
+    assert file.read_bytes() == before
+    assert sorted(file.parent.iterdir()) == [file]
+
+
+def test_an_audit_of_a_file_by_real_inputs(file: Path, tmp_path: Path) -> None:
+    extents = ir.load(file).graph.inputs[0].shape
+    assert extents is not None
+    zeros = np.zeros((6, *(int(d) for d in extents.dims[1:])), np.float32)  # type: ignore[arg-type]
+    np.savez(tmp_path / "zeros.npz", x=zeros)
+    done = audit_file(file, Target("ort-cpu", "fold"), ONE, faults=5, inputs=tmp_path / "zeros.npz")
+    assert len(done.visible) < len(done.planted)
+    assert all(one.examined.caught for one in done.planted)
+
+
+@pytest.mark.parametrize("wrong", ["openvino", "nothing to lower", "no file"])
+def test_files_that_cannot_be_audited(wrong: str, file: Path, tmp_path: Path, capsys) -> None:
+    plain = tmp_path / "plain.onnx"
+    ir.save(model(image("[conv] y = Conv<pads=[1,1,1,1]>(x, w, b)"), ""), plain)
+    asked, said = {
+        "openvino": ([str(file), "-t", "openvino"], "an ONNX file is checked on ort-cpu"),
+        "nothing to lower": ([str(plain)], "no site of it is lowered"),
+        "no file": ([str(tmp_path / "gone.onnx")], "gone.onnx"),
+    }[wrong]
+    assert run(["audit", *asked, "--faults", "1"]) == 1
+    told = capsys.readouterr().err
+    assert said in told
+    assert "Traceback" not in told
+
+
+def test_the_command_takes_a_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = printed(["audit", str(file), "-t", "ort-cpu:fold", "--faults", "3"], capsys)
+    assert code == 0
+    assert "3 of 3 visible faults caught" in text

@@ -2,5 +2,6 @@
 
 from crelu_deploy.auditing.auditor import Audit, Planted
 from crelu_deploy.auditing.built import audit
+from crelu_deploy.auditing.lowered import audit_file
 
-__all__ = ["Audit", "Planted", "audit"]
+__all__ = ["Audit", "Planted", "audit", "audit_file"]

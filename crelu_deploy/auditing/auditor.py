@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
 
+from crelu_deploy.accuracy import compare_outputs
 from crelu_deploy.auditing.editing import Graph
 from crelu_deploy.auditing.faults import KINDS
-from crelu_deploy.pipeline import Progress, silent
+from crelu_deploy.runner import TensorSpec
+from crelu_deploy.samples import Arrays, read_inputs
+from crelu_deploy.targets import Progress, silent
+
+ROWS = 4
+"""Rows of real inputs in a call where the batch may vary, so that a wrong row is visible."""
 
 TRIES = 20
 """How often a kind may find no place, before it is left out."""
@@ -136,3 +143,25 @@ def _faults(subject: Subject, random: np.random.Generator) -> Iterator[tuple[str
             tries[kind] += 1
         else:
             yield kind, model, where
+
+
+def real_inputs(path: Path, specs: tuple[TensorSpec, ...]) -> tuple[Arrays, ...]:
+    """Return the calls of an NPZ file by which faults are visible or not.
+
+    Raises:
+        UnsupportedModel: It cannot be read, or its arrays are not the network's inputs.
+    """
+    batch = specs[0].shape[0]
+    if isinstance(batch, int):
+        return read_inputs(path, specs, batch)
+    rows = read_inputs(path, specs, 1)
+    return tuple(
+        {name: np.concatenate([row[name] for row in group]) for name in group[0]}
+        for group in (rows[i : i + ROWS] for i in range(0, len(rows), ROWS))
+    )
+
+
+def differs(outputs: Sequence[Arrays], clean: Sequence[Arrays]) -> bool:
+    """Tell whether outputs differ beyond the tolerance of their types."""
+    pairs = zip(outputs, clean, strict=True)
+    return not all(compare_outputs(now, before).passed for now, before in pairs)

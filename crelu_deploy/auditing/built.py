@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
-from crelu_deploy.accuracy import compare_outputs
-from crelu_deploy.auditing.auditor import FAULTS, Audit, Examined, plant
+from crelu_deploy.auditing.auditor import FAULTS, Audit, Examined, differs, plant, real_inputs
 from crelu_deploy.behind import Witness
 from crelu_deploy.bundle import SAMPLES, Bundle
 from crelu_deploy.errors import BuildError, DeployError
@@ -20,15 +18,12 @@ from crelu_deploy.modelfile import read_file
 from crelu_deploy.pipeline import DEFAULT, Progress, judge, open_target, silent
 from crelu_deploy.proving import prove_target
 from crelu_deploy.results import Verification
-from crelu_deploy.samples import Arrays, read_inputs
+from crelu_deploy.samples import Arrays
 from crelu_deploy.targets import BACKENDS, Options, Target
 from crelu_deploy.writing import save_model
 
 READERS = ("onnxruntime", "onnxruntime_cuda", "openvino")
 """Modules of runtimes that open the lowered file itself, so that a fault in it is run."""
-
-ROWS = 4
-"""Rows of real inputs in a call where the batch may vary, so that a wrong row is visible."""
 
 
 def audit(
@@ -77,14 +72,7 @@ def _calls(bundle: Bundle, inputs: Path | None) -> tuple[Arrays, ...]:
     """Return the inputs by which faults are visible or not."""
     if inputs is None:
         return tuple(sample.inputs for sample in bundle.samples)
-    batch = bundle.inputs[0].shape[0]
-    if isinstance(batch, int):
-        return read_inputs(inputs, bundle.inputs, batch)
-    rows = read_inputs(inputs, bundle.inputs, 1)
-    return tuple(
-        {name: np.concatenate([row[name] for row in group]) for name in group[0]}
-        for group in (rows[i : i + ROWS] for i in range(0, len(rows), ROWS))
-    )
+    return real_inputs(inputs, bundle.inputs)
 
 
 @dataclass(frozen=True)
@@ -129,9 +117,7 @@ class _Built:
                 outputs = [runner(call) for call in self.calls]
         except DeployError as error:
             return f"it does not run: {error}", True
-        pairs = zip(outputs, self.outputs, strict=True)
-        visible = not all(compare_outputs(now, before).passed for now, before in pairs)
-        return _said(found), visible
+        return _said(found), differs(outputs, self.outputs)
 
 
 def _said(found: Verification) -> str:

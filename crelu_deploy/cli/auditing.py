@@ -54,28 +54,31 @@ planting = options.group(
 
 
 @cli.command(epilog="Example: crelu audit faceboxes.crelu -t ort-cpu --samples photos.npz")
-@click.argument("bundle", type=options.FILE)
+@click.argument("model", metavar="BUNDLE|FILE.onnx", type=options.FILE)
 @TARGET
 @planting
 @options.running
 @options.output
 def audit(
-    bundle: Path, target: str, planting: Planting, running: options.Running, output: Output
+    model: Path, target: str, planting: Planting, running: options.Running, output: Output
 ) -> int:
     """Plant faults into copies of a target, and count which its verification catches."""
     from crelu_deploy import auditing
     from crelu_deploy.render import audited
 
     with output:
-        opened, settings = Bundle.open(bundle), running.options()
-        done = auditing.audit(
-            opened, Target.parse(target), settings, **vars(planting), progress=output.progress
-        )
+        asked = (Target.parse(target), running.options())
+        further = {**vars(planting), "progress": output.progress}
+        if model.is_file():
+            done = auditing.audit_file(model, *asked, **further)
+        else:
+            done = auditing.audit(Bundle.open(model), *asked, **further)
         output.result(audited.audit_json(done), *audited.audit_parts(done))
     if done.missed:
+        hint = "" if model.is_file() else ": record more samples with crelu export --samples"
         click.echo(
             f"error: {len(done.missed)} of {len(done.visible)} faults that change the outputs "
-            "are not caught: record more samples with crelu export --samples",
+            f"are not caught{hint}",
             err=True,
         )
     return FAILED if done.missed else OK
