@@ -164,10 +164,12 @@ def _against_noise(actual: Array, expected: Array, name: str, floor: Array) -> C
     place = f"{name}[{', '.join(map(str, index))}]"
     worst = f"{place}: expected {expected[index]!s}, got {actual[index]!s}"
     if peak >= broad:
-        told = f"{worst}, {found[index]:.3g} times PyTorch's rounding"
-        return Comparison(peak, largest, told)
-    times = f"{typical[channel]:.3g} times PyTorch's rounding"
-    return Comparison(broad, largest, f"{worst}; the errors of channel {channel} are {times}")
+        limit = max(PEAK, TIMES * float(floor[int(np.argmax(relative)) // rows.shape[1], 1]))
+        off = f"{found[index]:.3g} times PyTorch's rounding, of {limit:.3g} allowed"
+        return Comparison(peak, largest, f"{worst}, off by {off}")
+    where = f"channel {channel}" if len(rows) > 1 else "all of it"
+    off = f"{typical[channel]:.3g} times PyTorch's rounding on average, of {TYPICAL:g} allowed"
+    return Comparison(broad, largest, f"{worst}; {where} is off by {off}")
 
 
 def _place(number: int, array: Array, axis: int | None) -> tuple[int, ...]:

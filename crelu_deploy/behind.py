@@ -19,13 +19,13 @@ import numpy as np
 
 from crelu_deploy.accuracy import Comparison, Tolerance, compare, compare_outputs, worst_of
 from crelu_deploy.bundle import Bundle
-from crelu_deploy.correspondence import consumed, expose
+from crelu_deploy.correspondence import Correspondence, consumed, expose
 from crelu_deploy.errors import BackendUnavailable, BuildError, UnsupportedModel
 from crelu_deploy.locating import arrays, correspondence, reference
 from crelu_deploy.results import SiteError
 from crelu_deploy.rounding import channel_axis
 from crelu_deploy.samples import Array, Arrays, Sample, telling
-from crelu_deploy.targets import BACKENDS, FLOAT32, Options, Target
+from crelu_deploy.targets import BACKENDS, FLOAT32, FUNCTION, Options, Target
 
 OPENERS = ("onnxruntime", "openvino")
 """Modules of runtimes that show a value inside when it is made an output of the lowered file."""
@@ -78,8 +78,8 @@ class Witness:
         """Compare what a built target computes behind its sites.
 
         Args:
-            target: The target; of a reduced precision, or of a runtime that does not open the
-                file, nothing is compared.
+            target: The target; of a reduced precision, of a runtime that does not open the file,
+                and of the unlowered network itself nothing is compared.
             tolerance: What counts as equal, instead of the measured noise.
             bundle: Where the target is, where it is in a copy of the bundle.
 
@@ -90,9 +90,10 @@ class Witness:
             UnsupportedModel: A file cannot be read, or the noise is not that of this network.
         """
         backend, place = BACKENDS[target.backend], bundle or self.bundle
-        if backend.module not in OPENERS or backend.precision != FLOAT32:
+        opens = backend.module in OPENERS and backend.precision == FLOAT32
+        if not opens or target.lowering == FUNCTION:
             return (), ""
-        between = correspondence(place, target)
+        between = _known(correspondence(place, target), place)
         values = {site: between.behind(site) for site in between.lowerings}
         names = {name for behind in values.values() for name in behind}
         try:
@@ -129,6 +130,13 @@ class Witness:
                             compare(actual[name], known[name], where, tolerance, floor)
                         )
         return {name: worst_of(comparisons) for name, comparisons in found.items()}
+
+
+def _known(between: Correspondence, bundle: Bundle) -> Correspondence:
+    """Refuse a model whose sites are not those that the manifest has."""
+    if between.lowerings.keys() - between.sites:
+        raise UnsupportedModel(f"{bundle.path}: the model has other sites; export again")
+    return between
 
 
 def _error(

@@ -133,6 +133,11 @@ class Bundle:
         return Limits.parse(self.manifest.get("guards", []), self.manifest["inputs"])
 
     @property
+    def allow_nan(self) -> bool:
+        """Whether PyTorch's outputs may be NaN or infinite."""
+        return bool(self.manifest.get("allow_nan", False))
+
+    @property
     def coverage(self) -> dict[str, dict[str, int]]:
         """Per site, channels in all, those of which both halves fire on a sample, those of none."""
         found: dict[str, dict[str, int]] = self.manifest.get("coverage", {})

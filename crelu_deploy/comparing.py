@@ -36,6 +36,8 @@ A searched input on which it amplifies rounding by more, such as one far up an e
 tell nothing of the lowered file.
 """
 
+ONE = Options(threads=1)
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -79,13 +81,13 @@ class Expected:
     coverage: Coverage
     tolerance: Tolerance | None
 
-    def compare(self, candidate: Path) -> Compared:
+    def compare(self, candidate: Path, options: Options = ONE) -> Compared:
         """Run a lowered file and return its distance.
 
         Raises:
             BuildError: ONNX Runtime refuses it.
         """
-        runtime, options = BACKENDS["ort-cpu"].implementation(), Options(threads=1)
+        runtime = BACKENDS["ort-cpu"].implementation()
         with runtime.open_session(candidate, options) as lowered:
             results = [lowered(feeds) for feeds in self.calls]
         pairs = list(zip(results, self.outputs, strict=True))
@@ -113,7 +115,7 @@ def expected(
         UnsupportedModel: It does not run, or its outputs are all NaN.
     """
     runtime = BACKENDS["ort-cpu"].implementation()
-    with runtime.open_session(source, Options(threads=1)) as original:
+    with runtime.open_session(source, ONE) as original:
         shapes = shapes_for(source, original, inputs)
         calls = [made_inputs(original.inputs, shapes, seed) for seed in SEEDS]
         several = _several(original, shapes)

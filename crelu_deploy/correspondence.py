@@ -115,6 +115,11 @@ class Correspondence:
         there = observable(self.lowered)
         self.names = [name for name in self._values if name in there and name not in other]
 
+    @property
+    def sites(self) -> Collection[str]:
+        """The names of the sites of the unlowered network."""
+        return self._sites.keys()
+
     def checkpoints(self, site: str, compared: Collection[str]) -> Iterator[str]:
         """Yield the site's output or, where that was not compared, the nearest values behind it."""
         y = self._sites[site].y

@@ -7,7 +7,7 @@ does not. It is bound by arithmetic, not by time, so that a seed gives the same 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,10 @@ STRIDE = 0.1
 
 CALLS = 2
 """Calls that are kept at most."""
+
+
+Bounds = tuple[Tensor, Tensor] | None
+"""The least and the largest value of each element of an input."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ def _products(reader: Reader, node: torch.fx.Node) -> float:
     """Return how many products one element of a node's result takes."""
     if node.op != "call_function":
         return 0.0
-    if "conv" not in str(node.target) and "linear" not in str(node.target):
+    operator = str(node.target).partition(".")[2]
+    if not operator.startswith(("conv", "linear.")):
         return 1.0
     weight = reader.env[node.all_input_nodes[1]]
     return float(weight.numel() / weight.shape[0])
@@ -94,12 +99,19 @@ class _Search:
         self.program = program
         self.coverage = Coverage()
         self.spent = 0.0
+        self.row = 0.0
+
+    def affords(self, rows: int, *, gradient: bool) -> bool:
+        """Whether a run of so many rows is within the budget; a gradient is two more runs."""
+        cost = self.row * rows * (3 if gradient else 1)
+        return self.spent + cost <= self.coverage.budget
 
     def peaks(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return per site the peaks of each row and half, ``(rows, 2, channels)``."""
         reader = Reader(self.program, {value for value, _ in self.program.sites.values()})
         reader.run(*inputs, enable_io_processing=False)
         self.spent += reader.cost * (3 if torch.is_grad_enabled() else 1)
+        self.row = reader.cost / max(1, len(inputs[0]))
         result = {}
         for site, (value, axis) in self.program.sites.items():
             if (x := reader.found.get(value)) is None:
@@ -132,7 +144,11 @@ def tensors(call: Arrays) -> list[Tensor]:
 
 
 def excite(
-    program: Program, samples: Sequence[Arrays], drawn: Sequence[Arrays], limits: Limits
+    program: Program,
+    samples: Sequence[Arrays],
+    drawn: Sequence[Arrays],
+    limits: Bounds,
+    accept: Callable[[Arrays], bool],
 ) -> Found:
     """Search inputs that make what is silent on the samples fire.
 
@@ -141,19 +157,19 @@ def excite(
         samples: Inputs by name that are there already.
         drawn: Calls to start from: the one that makes the most fire is taken first.
         limits: The least and the largest value of an element of the first input.
+        accept: Tells whether the outputs for a call can be compared.
     """
     search, calls = _Search(program), list[Arrays]()
     with torch.no_grad():
         for sample in samples:
             search.add(search.peaks(tensors(sample)))
+    rows = len(next(iter(drawn[0].values())))
     while (
-        len(calls) < CALLS
-        and not search.coverage.complete
-        and search.spent < search.coverage.budget
+        len(calls) < CALLS and not search.coverage.complete and search.affords(rows, gradient=True)
     ):
         silent, _ = search.coverage.missing
         call, peaks = _climbed(search, _best(search, drawn), limits)
-        if search.new(peaks) < max(1, FEW * silent):
+        if search.new(peaks) < max(1, FEW * silent) or not accept(call):
             break
         search.add(peaks)
         calls.append(call)
@@ -166,18 +182,15 @@ def _best(search: _Search, calls: Sequence[Arrays]) -> Arrays:
     with torch.no_grad():
         for call in calls:
             row = {k: v[:1] for k, v in call.items()} if search.program.batched else call
-            if (
-                search.spent < search.coverage.budget
-                and (new := search.new(search.peaks(tensors(row)))) > most
-            ):
+            rows = len(next(iter(row.values())))
+            if not search.affords(rows, gradient=False):
+                break
+            if (new := search.new(search.peaks(tensors(row)))) > most:
                 best, most = call, new
     return best
 
 
-Limits = tuple[Tensor, Tensor] | None
-
-
-def _climbed(search: _Search, start: Arrays, limits: Limits) -> tuple[Arrays, Mapping[str, Tensor]]:
+def _climbed(search: _Search, start: Arrays, limits: Bounds) -> tuple[Arrays, Mapping[str, Tensor]]:
     """Follow the gradient of what is silent from one call; return the best on the way."""
     first, *others = tensors(start)
     spread = float(first.double().std()) if first.numel() > 1 else 0.0
@@ -194,7 +207,7 @@ def _climbed(search: _Search, start: Arrays, limits: Limits) -> tuple[Arrays, Ma
         if (new := search.new(peaks)) > most:
             best, most, waited = x.detach(), new, 0
             best_peaks = {site: found.detach() for site, found in peaks.items()}
-        over = search.spent > search.coverage.budget
+        over = not search.affords(len(x), gradient=True)
         if not climbing or wanted is None or waited > PATIENCE or over:
             break
         (gradient,) = torch.autograd.grad(wanted, x)
@@ -214,7 +227,7 @@ def _wanted(search: _Search, peaks: Mapping[str, Tensor]) -> Tensor | None:
     return total if total.requires_grad else None
 
 
-def _moved(x: Tensor, gradient: Tensor, stride: float, limits: Limits) -> Tensor:
+def _moved(x: Tensor, gradient: Tensor, stride: float, limits: Bounds) -> Tensor:
     """Go a step up, as far in every row, and stay within the limits."""
     axes = list(range(1, x.ndim))
     length = gradient.square().mean(axes, keepdim=True).sqrt().clamp(min=1e-30)

@@ -56,8 +56,8 @@ def told(
         recorded: Which of ``VALUES`` was put in -> what PyTorch's outputs had.
         lowerings: Of the target's sites.
     """
-    differences = []
-    for what, call in calls(first).items() if recorded else ():
+    differences, tried = [], calls(first) if recorded else {}
+    for what, call in tried.items():
         try:
             with np.errstate(all="ignore"):  # for a runtime that is written in NumPy
                 found = counted(runner(call))
@@ -67,9 +67,9 @@ def told(
             words = (_words(counts) for counts in (found, recorded[what]))
             differences.append("{} gives {}, PyTorch's {}".format(what, *words))
     if not differences:
-        return SAME if recorded else ""
+        return SAME if tried else ""
     losing = [f"{name} {LOSES[name]}" for name in sorted({*lowerings} & LOSES.keys())]
-    losing.append("the runtime may change them too" if losing else "its lowerings keep both")
+    losing.append("the runtime may change them too" if losing else "that is the runtime's doing")
     return "; ".join([*differences, *losing])
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from crelu_deploy.errors import UnsupportedModel
+from crelu_deploy.extremes import VALUES
 from crelu_deploy.guards import Limits
 from crelu_deploy.plan import Plan
 from crelu_deploy.preprocessing import Preprocessing
@@ -69,6 +70,7 @@ def _check(manifest: dict[str, Any]) -> None:
     _require("searched", type(searched) is int and searched >= 0)
     _require("coverage", all(map(_is_coverage, manifest.get("coverage", {}).values())))
     _require("extremes", _is_extremes(manifest.get("extremes", {})))
+    _require("allow_nan", isinstance(manifest.get("allow_nan", False), bool))
     outputs = manifest["outputs"]
     _require("outputs", outputs and all(isinstance(name, str) for name in outputs))
     _require("sites", all(map(_is_site, manifest["sites"])))
@@ -76,6 +78,9 @@ def _check(manifest: dict[str, Any]) -> None:
     _require("near misses", all(_texts(miss) and {"name", "reason"} <= {*miss} for miss in misses))
     _require("notes", all(isinstance(note, str) for note in manifest.get("notes", [])))
     _require("targets", all(map(_is_target, manifest["targets"].values())))
+    sites = {site["name"] for site in manifest["sites"]}
+    for target in manifest["targets"].values():
+        _require("lowerings", target["lowerings"].keys() <= sites)
     for plan in manifest.get("plans", {}).values():
         Plan.parse(plan)
     if (how := manifest.get("preprocessing")) is not None:
@@ -104,7 +109,7 @@ def _is_coverage(entry: dict[str, Any]) -> bool:
 
 
 def _is_extremes(entry: dict[str, Any]) -> bool:
-    kinds = {"NaN", "inf", "-inf"}
+    kinds = set(VALUES)
     whole = entry.keys() in (set(), kinds) and all(c.keys() == kinds for c in entry.values())
     return whole and all(type(n) is int for counts in entry.values() for n in counts.values())
 

@@ -51,7 +51,12 @@ def read_file(path: Path) -> ir.Model:
             than ``MOST_NODES`` nodes, names longer than ``LONGEST_NAME``.
     """
     try:
-        model = ir.load(path, format="protobuf")
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
+        _check_proto(path, proto)
+        model = ir.from_proto(proto)
+        ir.external_data.set_base_dir(model.graph, path.parent)
+    except DeployError:
+        raise
     except FileNotFoundError as error:
         raise UnsupportedModel(f"{path}: no such file") from error
     except _UNREADABLE as error:
@@ -104,6 +109,33 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return (" ".join(str(error).split()) or type(error).__name__)[:200]
+
+
+_DATA = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+
+
+def _check_proto(path: Path, proto: onnx.ModelProto) -> None:
+    """Refuse what one reader takes for one network and another for another.
+
+    Of two weights of a name ``onnx_ir`` has the last, and ONNX Runtime may run the first.
+    """
+    for graph in _graphs([proto.graph]):
+        names = Counter(tensor.name for tensor in graph.initializer)
+        names.update(sparse.values.name for sparse in graph.sparse_initializer)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise UnsupportedModel(f"{path}: {len(twice)} weights are there twice: {twice[0]!r}")
+        for tensor in graph.initializer:
+            if sum(bool(len(getattr(tensor, field))) for field in _DATA) > 1:
+                raise UnsupportedModel(f"{path}: weight {tensor.name!r} has its numbers twice")
+
+
+def _graphs(waiting: list[onnx.GraphProto]) -> Iterator[onnx.GraphProto]:
+    """Yield graphs and those inside their nodes."""
+    while waiting:
+        yield (graph := waiting.pop())
+        for node in graph.node:
+            for attribute in node.attribute:
+                waiting.extend([attribute.g] if attribute.HasField("g") else attribute.graphs)
 
 
 def _nodes(model: ir.Model) -> Iterator[ir.Node]:

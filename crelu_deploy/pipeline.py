@@ -26,6 +26,7 @@ from crelu_deploy.locking import locked
 from crelu_deploy.lowerings import lower
 from crelu_deploy.plan import Plan
 from crelu_deploy.precision import in_precision
+from crelu_deploy.proof import Proof
 from crelu_deploy.proving import prove_lowered, prove_target, recorded
 from crelu_deploy.resizing import resized
 from crelu_deploy.results import Benchmark, Build, Engine, Row, Verification
@@ -268,10 +269,12 @@ def _verify(
 ) -> tuple[Verification, Runner | None]:
     """Build a target where it is missing and check it; its runner stays open in the stack."""
     bundle, options = witness.bundle, witness.options
+    proof: Proof | None = None
     if BACKENDS[target.backend].lowered and str(target) not in bundle.manifest["targets"]:
         (result,) = build(bundle, [target], options, progress=progress)
         if result.error:
             return Verification(target, None, result.error, skipped=result.skipped), None
+        proof = result.proof
     progress(f"verify {target}")
     try:
         sites, why = witness.judge(target, tolerance)  # closed before the next copy of the weights
@@ -280,7 +283,8 @@ def _verify(
         opening = time.perf_counter() - start
         found = judge(bundle, target, runner, tolerance, opening, more)
         note = "; ".join(filter(None, (found.note, why)))
-        return replace(found, proof=prove_target(bundle, target), sites=sites, note=note), runner
+        proof = proof or prove_target(bundle, target)  # what was built here is proved already
+        return replace(found, proof=proof, sites=sites, note=note), runner
     except DeployError as error:
         skipped = isinstance(error, BackendUnavailable)
         return Verification(target, None, str(error), skipped=skipped), None
@@ -303,7 +307,7 @@ def judge(
     samples = (*(bundle.usual if precision in REDUCED else bundle.samples), *more)
     for sample in samples:
         sample.check(runner.inputs, runner.outputs)
-        if not bundle.manifest.get("allow_nan") and any(map(not_finite, sample.outputs.values())):
+        if not bundle.allow_nan and any(map(not_finite, sample.outputs.values())):
             raise UnsupportedModel(
                 f"{bundle.path}: PyTorch's outputs are not all finite, and NaN is equal to NaN "
                 "whatever went wrong before; export again, with --allow-nan if that is right"

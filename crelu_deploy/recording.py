@@ -48,9 +48,9 @@ def run_twice(module: torch.nn.Module, inputs: Arrays, names: Sequence[str]) -> 
     differ = [name for name in first if not compare(again[name], first[name], name, None).passed]
     if differ:
         raise ExportError(
-            f"the module gives two answers to the same input: output {', '.join(differ)} differs "
-            "the second time; it is random or keeps something between calls, and nothing can be "
-            "equal to that: let forward depend on its inputs alone"
+            f"the module gives two answers to the same input: {', '.join(map(repr, differ))} "
+            "differs the second time; it is random, such as a dropout whose training is not "
+            "self.training, or keeps something between calls: let forward depend on its inputs"
         )
     return first
 

@@ -80,11 +80,14 @@ def _check(bundle: Bundle, call: Mapping[str, Shape]) -> None:
     try:
         for spec in bundle.inputs:
             spec.check(np.broadcast_to(np.zeros((), spec.dtype), call[spec.name]))
-        bundle.limits.check(list(call.values()))
     except ValueError as error:
         raise UnsupportedModel(
             f"{bundle.path}: size {said}: {error}; export with --dynamic for axes that vary"
         ) from error
+    try:
+        bundle.limits.check(list(call.values()))
+    except ValueError as error:
+        raise UnsupportedModel(f"{bundle.path}: size {said}: {error}") from error
 
 
 def _rows(spec: TensorSpec, samples: Sequence[Sample]) -> Array:

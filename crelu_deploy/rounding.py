@@ -79,11 +79,12 @@ def shared(floors: Sequence[Array], outputs: Sequence[Array]) -> list[Array]:
     A few errors tell little: they may be small by chance. They count as eight roundings of the
     output's size at least.
     """
-    few = [i for i, y in enumerate(outputs) if y[:1].size < ENOUGH]
+    few = [i for i, y in enumerate(outputs) if int(np.prod(y.shape[1:])) < ENOUGH]
     if not few:
         return list(floors)
     ulp = float(np.finfo(outputs[0].dtype).eps) / 2
-    sizes = [float(np.sqrt(np.mean(np.square(outputs[i], dtype=np.float64)))) for i in few]
+    finite = [np.where(np.isfinite(y), y, 0) for y in outputs]
+    sizes = [float(np.sqrt(np.mean(np.square(finite[i], dtype=np.float64)))) for i in few]
     least = max(2 * ULPS * ulp * size for size in sizes)
     largest = np.maximum(np.max([floors[i].max(0) for i in few], 0), (least, 0))
     return [

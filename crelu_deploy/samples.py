@@ -69,12 +69,16 @@ class Sample:
                 raise UnsupportedModel(f"a sample does not fit: {error}; export again") from error
         for name, floor in self.floors.items():
             axis = channel_axis(y.shape) if (y := self.outputs.get(name)) is not None else None
-            if y is None or floor.shape != (y.shape[axis] if axis else 1, 2):
+            if y is None or not _is_noise(floor) or len(floor) != (y.shape[axis] if axis else 1):
                 raise UnsupportedModel(f"the noise of output {name!r} does not fit; export again")
         for name, floor in self.behind.items():
-            known = floor.dtype == np.float64 and np.isfinite(floor).all()
-            if not known or floor.ndim != 2 or floor.shape[1] != 2:
+            if not _is_noise(floor):
                 raise UnsupportedModel(f"the noise of value {name!r} does not fit; export again")
+
+
+def _is_noise(array: Array) -> bool:
+    whole = array.dtype == np.float64 and array.ndim == 2 and array.shape[1] == 2
+    return bool(whole and np.isfinite(array).all() and (array >= 0).all())
 
 
 def save_samples(path: Path, samples: tuple[Sample, ...]) -> None:

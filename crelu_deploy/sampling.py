@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,7 @@ class Maker:
         specs: Sequence[TensorSpec],
         own: Sequence[Sample],
         others: Sequence[Sample],
+        accept: Callable[[Arrays], bool],
     ) -> Found:
         """Search inputs that make what is silent on the samples fire.
 
@@ -100,6 +101,7 @@ class Maker:
             specs: Its inputs.
             own: Samples of the example's shapes.
             others: Samples of other extents, the first of which has several rows.
+            accept: Tells whether the outputs for a call can be compared.
         """
         if program is None or not program.sites:
             return Found(Coverage(), ())
@@ -113,7 +115,7 @@ class Maker:
         if limits is None and isinstance(self.wanted, int) and np.dtype(first.dtype).kind == "f":
             for gain, start in zip(GAINS, starts, strict=True):
                 np.multiply(start[first.name], gain, out=start[first.name])
-        return excite(program, [sample.inputs for sample in samples], starts, limits)
+        return excite(program, [sample.inputs for sample in samples], starts, limits, accept)
 
     def _limits(
         self, shape: tuple[int, ...], dtype: np.dtype[Any]

@@ -34,8 +34,8 @@ from crelu_deploy.targets import BACKENDS, Options
 RUNS, PATIENCE = 150, 60
 """Runs of a search at most, and without a new half."""
 
-KEPT = 12
-"""Calls that are kept at most beside noise and pictures."""
+OFFERED = 12
+"""Calls that are offered at most beside noise and pictures: the original runs on each twice."""
 
 ELITES = 16
 """Halves that are climbed to at a time: each keeps a row of an input."""
@@ -208,7 +208,7 @@ class Search:
                 self._try(call, first, always=True)
         self._idle = 0
         for call in self._changes(specs, shapes, starts):
-            done = self._offers >= KEPT or self._idle >= PATIENCE or self._runs >= RUNS
+            done = self._offers >= OFFERED or self._idle >= PATIENCE or self._runs >= RUNS
             if done or self.coverage.complete or self._runs * products >= BUDGET:
                 return
             self._try(call, first)

@@ -59,7 +59,8 @@ def _write(model: ir.Model, file: BinaryIO) -> None:
         if value.const_value is not None and value.const_value.nbytes >= STREAMED
     ]
     large = [(name, initializers.pop(name).const_value) for name in names]
-    proto = ir.to_proto(ir.external_data.load_to_model(model))
+    _hold(model)
+    proto = ir.to_proto(model)
     graph = proto.graph.SerializeToString()
     proto.ClearField("graph")
     heads = [_head(name, tensor) for name, tensor in large if tensor is not None]
@@ -70,6 +71,18 @@ def _write(model: ir.Model, file: BinaryIO) -> None:
     for head, tensor, size in zip(heads, tensors, sizes, strict=True):
         file.write(_tag(_GRAPH_INITIALIZER, size) + head)
         file.write(tensor.tobytes())
+
+
+def _hold(model: ir.Model) -> None:
+    """Copy weights that lie in other files: one file is written.
+
+    Closing those files, as ``ir.external_data.load_to_model`` does, fails while anyone reads them.
+    """
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(tensor := value.const_value, ir.ExternalTensor):
+                copy = tensor.numpy().copy()
+                value.const_value = ir.Tensor(copy, dtype=tensor.dtype, name=tensor.name)
 
 
 def _head(name: str, tensor: ir.TensorProtocol) -> bytes:

@@ -29,7 +29,7 @@ from crelu_deploy.writing import save_model
 pytestmark = pytest.mark.torch
 
 ONE = Options(threads=1)
-LOWERED = ("fold", "depthwise", "split", "complement", "mirror", "function", "primitive")
+LOWERED = ("fold", "depthwise", "split", "complement", "mirror", "primitive")
 
 
 class Deep(nn.Module):

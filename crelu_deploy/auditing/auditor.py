@@ -27,9 +27,6 @@ TRIES = 20
 INVISIBLE = 2
 """How many faults that are not visible may be planted for one that is asked for."""
 
-FAULTS = 200
-"""How many visible faults are planted unless told otherwise."""
-
 
 @dataclass(frozen=True)
 class Examined:

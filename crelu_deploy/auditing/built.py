@@ -10,10 +10,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from crelu_deploy.auditing.auditor import FAULTS, Audit, Examined, differs, plant, real_inputs
+from crelu_deploy.auditing.auditor import Audit, Examined, differs, plant, real_inputs
 from crelu_deploy.behind import Witness
 from crelu_deploy.bundle import SAMPLES, Bundle
-from crelu_deploy.errors import BuildError, DeployError
+from crelu_deploy.errors import BuildError, DeployError, UnsupportedModel
 from crelu_deploy.modelfile import read_file
 from crelu_deploy.pipeline import DEFAULT, Progress, judge, open_target, silent
 from crelu_deploy.proving import prove_target
@@ -31,7 +31,7 @@ def audit(
     target: Target,
     options: Options = DEFAULT,
     *,
-    faults: int = FAULTS,
+    faults: int,
     seed: int = 0,
     inputs: Path | None = None,
     progress: Progress = silent,
@@ -72,7 +72,13 @@ def _calls(bundle: Bundle, inputs: Path | None) -> tuple[Arrays, ...]:
     """Return the inputs by which faults are visible or not."""
     if inputs is None:
         return tuple(sample.inputs for sample in bundle.samples)
-    return real_inputs(inputs, bundle.inputs)
+    calls = real_inputs(inputs, bundle.inputs)
+    for call in calls:
+        try:
+            bundle.limits.check([call[spec.name].shape for spec in bundle.inputs])
+        except ValueError as error:
+            raise UnsupportedModel(f"{inputs}: {error}") from error
+    return calls
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ class _Built:
             with open_target(copy, self.target, self.witness.options) as runner:
                 found = replace(judge(copy, self.target, runner, None, 0.0), sites=sites)
                 outputs = [runner(call) for call in self.calls]
-        except DeployError as error:
+        except (DeployError, ValueError) as error:
             return f"it does not run: {error}", True
         return _said(found), differs(outputs, self.outputs)
 

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from crelu_deploy.auditing.auditor import FAULTS, Audit, Examined, differs, plant, real_inputs
+from crelu_deploy.auditing.auditor import Audit, Examined, differs, plant, real_inputs
 from crelu_deploy.comparing import Expected, expected
 from crelu_deploy.errors import BuildError, DeployError
+from crelu_deploy.lowerings import lower
 from crelu_deploy.modelfile import read_file
-from crelu_deploy.optimizer import optimize
 from crelu_deploy.passes import clean
 from crelu_deploy.proof import prove
 from crelu_deploy.reading import read_model
 from crelu_deploy.recognition import recognize
+from crelu_deploy.rules import choice
 from crelu_deploy.samples import Arrays
-from crelu_deploy.targets import BACKENDS, Options, Progress, Target, silent
+from crelu_deploy.targets import AUTO, BACKENDS, Options, Progress, Target, silent
 from crelu_deploy.writing import save_model
 
 BACKEND = "ort-cpu"
@@ -31,7 +32,7 @@ def audit_file(
     target: Target,
     options: Options,
     *,
-    faults: int = FAULTS,
+    faults: int,
     seed: int = 0,
     inputs: Path | None = None,
     progress: Progress = silent,
@@ -70,7 +71,7 @@ class _Lowered:
     options: Options
     calls: Sequence[Arrays]
     outputs: Sequence[Arrays]
-    provable: bool = True
+    provable: bool
 
     def model(self) -> ir.Model:
         return read_file(self.file)
@@ -80,9 +81,9 @@ class _Lowered:
         save_model(model, candidate)
         proof = prove(self.canonical, model)
         try:
-            found = self.expected.compare(candidate).comparison
+            found = self.expected.compare(candidate, self.options).comparison
             outputs = _run(candidate, self.options, self.calls)
-        except DeployError as error:
+        except (DeployError, ValueError) as error:
             return Examined("; ".join(proof.faults[:1]), f"it does not run: {error}", visible=True)
         said = "" if found.passed else f"score {found.score:.3g}: {found.worst}"
         return Examined("; ".join(proof.faults[:1]), said, differs(outputs, self.outputs))
@@ -91,19 +92,26 @@ class _Lowered:
 def _subject(
     source: Path, target: Target, options: Options, inputs: Path | None, folder: Path
 ) -> _Lowered:
-    file = folder / "lowered.onnx"
-    if not optimize(source, file, lowering=target.lowering, race=0.0).lowerings:
-        raise BuildError(f"{source}: no site of it is lowered, so there is nothing to audit")
     recognized = read_model(source)
     recognize(recognized)
-    canonical = clean(recognized)
-    found = expected(source, canonical, (), None)
+    canonical, file = clean(recognized), folder / "lowered.onnx"
+    chosen = choice(canonical, BACKEND) if target.lowering == AUTO else target.lowering
+    lowered = lower(canonical, chosen)
+    if not lowered.applied:
+        raise BuildError(f"{source}: no site of it is lowered, so there is nothing to audit")
+    save_model(lowered.model, file)
+    found, proof = expected(source, canonical, (), None), prove(canonical, lowered.model)
+    if proof.refuted or not found.compare(file, options).comparison.passed:
+        raise BuildError(
+            f"{source}: {target} fails without a fault, nothing was planted; "
+            f"run: crelu optimize {source} --lowering {target.lowering}"
+        )
     calls: Sequence[Arrays] = found.calls
     if inputs is not None:
         with BACKENDS[BACKEND].implementation().open_session(source, options) as original:
             calls = real_inputs(inputs, original.inputs)
-    outputs = _run(file, options, calls)
-    return _Lowered(str(target), file, canonical, found, options, calls, outputs)
+    outputs, provable = _run(file, options, calls), not proof.open
+    return _Lowered(str(target), file, canonical, found, options, calls, outputs, provable)
 
 
 def _run(file: Path, options: Options, calls: Sequence[Arrays]) -> list[Arrays]:

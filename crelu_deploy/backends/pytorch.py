@@ -63,7 +63,7 @@ def record(bundle: Bundle, calls: Sequence[Arrays], options: Options) -> tuple[S
     """
     module = _module(bundle, Target("torch", ""), options)
     samples = recording.record(module, calls, bundle.outputs)
-    if not bundle.manifest.get("allow_nan"):
+    if not bundle.allow_nan:
         recording.check_finite(samples)
     return with_floors(module, samples, batched=False)[0]
 

@@ -20,7 +20,7 @@ TARGET = click.option(
     default="ort-cpu",
     show_default=True,
     type=Text("BACKEND[:LOWERING]", Target.parse),
-    help="The built target that faults are planted into.",
+    help="The target that faults are planted into; of a bundle, one that is built.",
 )
 
 
@@ -81,4 +81,6 @@ def audit(
             f"are not caught{hint}",
             err=True,
         )
-    return FAILED if done.missed else OK
+    elif not done.visible:
+        click.echo("error: no fault changes the outputs for these inputs: give others", err=True)
+    return FAILED if done.missed or not done.visible else OK

@@ -179,7 +179,7 @@ def verify(
         )
         data = stages.verifications_json(found)
         count = len(opened.samples) + options.number_of(sizes)
-        parts: list[object] = [*stages.verifications_parts(found, count)]
+        parts: list[object] = [*stages.verifications_parts(found, count, sizes)]
         if locate:
             data["located"], more = look_into(opened, found, settings, tolerance, reproduce, output)
             parts += more

@@ -100,7 +100,7 @@ BATCH = click.option(
 )
 
 
-class Seconds(click.FloatRange):
+class Finite(click.FloatRange):
     """A finite number, which click's own range does not ask for."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
@@ -113,7 +113,7 @@ class Seconds(click.FloatRange):
 
 BUDGET = click.option(
     "--budget",
-    type=Seconds(min=0),
+    type=Finite(min=0),
     default=30.0,
     show_default=True,
     help="Seconds to search for the fastest mix of lowerings; 0 takes a rule's choice.",
@@ -122,7 +122,7 @@ BUDGET = click.option(
 RACE = click.option(
     "--budget",
     "race",
-    type=Seconds(min=0),
+    type=Finite(min=0),
     default=None,
     show_default=f"{plan.RACE:g}",
     help="Seconds to race the forms of the network here; 0 takes a rule's choice.",
@@ -269,8 +269,12 @@ exporting = group(
 limits = group(
     "limits",
     Limits,
-    click.option("--atol", type=click.FloatRange(min=0), help="Relative to the output's RMS."),
-    click.option("--rtol", type=click.FloatRange(min=0), help="Relative to each element."),
+    click.option(
+        "--atol", type=Finite(min=0), help="Relative to a channel's RMS, instead of the rule."
+    ),
+    click.option(
+        "--rtol", type=Finite(min=0), help="Relative to each element, instead of the rule."
+    ),
 )
 
 measuring = group(
@@ -286,7 +290,7 @@ measuring = group(
     ),
     click.option(
         "--seconds",
-        type=Seconds(min=0.1),
+        type=Finite(min=0.1),
         default=20.0,
         show_default=True,
         help="Limit for each batch size.",

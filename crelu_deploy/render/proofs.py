@@ -28,20 +28,28 @@ def proof_json(proof: Proof | None) -> JSON | None:
 
 
 def proofs_parts(proofs: Mapping[str, Proof | None]) -> list[Section]:
-    """Return a table of what is proved of each site of each target; none where nothing is known."""
+    """Return a table of what is proved of the sites of each target; none where nothing is known."""
     known = {name: proof for name, proof in proofs.items() if proof is not None}
     if not known:
         return []
-    table = section("proof    from the files alone", "target!", "site", "verdict")
+    table = section("proof    from the files alone", "target!", "sites", "verdict")
     for target, proof in known.items():
-        for site, verdict in proof.sites.items():
-            add(table, target, site, verdict)
+        for sites, verdict in _alike(proof):
+            add(table, target, sites, verdict)
         if proof.open:
             add(table, target, "-", f"not provable: {proof.open}")
         for fault in proof.faults:
             if not fault.startswith("site "):
                 add(table, target, "-", f"refuted: {fault}")
     return [table] if table.row_count else []
+
+
+def _alike(proof: Proof) -> list[tuple[str, str]]:
+    """Return the sites of each verdict, named together."""
+    sites: dict[str, list[str]] = {}
+    for name, site in proof.sites.items():
+        sites.setdefault(str(site), []).append(name)
+    return [(", ".join(names), verdict) for verdict, names in sites.items()]
 
 
 def proof_line(proof: Proof) -> str:

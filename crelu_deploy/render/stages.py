@@ -190,11 +190,14 @@ def verifications_json(found: Sequence[Verification]) -> JSON:
     return {"passed": succeeded(found), "targets": rows}
 
 
-def verifications_parts(found: Sequence[Verification], samples: int) -> list[Section]:
-    """Return the verdicts, the errors behind each site, and what is proved of it."""
+def verifications_parts(
+    found: Sequence[Verification], samples: int, sizes: Sequence[str] = ()
+) -> list[object]:
+    """Return the verdicts, the errors behind the sites, and what is proved of them."""
     proofs = proofs_parts({str(v.target): v.proof for v in found})
     return [
         verifications_table(found, samples),
+        *([f"sizes    also at {', '.join(sizes)}"] if sizes else []),
         *behind_parts(found),
         *_extremes(found),
         *proofs,
@@ -202,10 +205,10 @@ def verifications_parts(found: Sequence[Verification], samples: int) -> list[Sec
 
 
 def _extremes(found: Sequence[Verification]) -> list[Section]:
-    """Return what each target makes of NaN and infinities, where one was asked."""
+    """Return what targets make of NaN and infinities that PyTorch does not."""
     table = section("NaN and infinities as inputs", "target!", "the outputs")
     for v in found:
-        if v.extremes:
+        if v.extremes not in ("", SAME):
             add(table, v.target, v.extremes)
     return [table] if table.rows else []
 
@@ -353,8 +356,7 @@ def export_parts(bundle: Bundle) -> list[Section | str]:
     for site in manifest["sites"]:
         add(table, site["name"], site["spelling"], site["producer"], lowerings[site["name"]])
     checked = verifications_table(verifications, len(bundle.samples))
-    other = [v for v in verifications if v.extremes != SAME]
-    return [*_written(bundle), *_timed(made), table, checked, *_extremes(other)]
+    return [*_written(bundle), *_timed(made), table, checked, *_extremes(verifications)]
 
 
 def _written(bundle: Bundle) -> list[str]:
