@@ -21,7 +21,6 @@ from fuzz_networks import Network, networks
 from graphs import AFFINE_SITE, Case, image, model
 from hypothesis import given, settings
 from proof_faults import (
-    NETWORKS,
     Fault,
     attribute,
     body,
@@ -44,7 +43,6 @@ from test_fuzz import FUZZ
 from crelu_deploy import op
 from crelu_deploy.lowerings import LOWERINGS, NATIVE, lower
 from crelu_deploy.passes import clean
-from crelu_deploy.precision import TYPES, reduce_precision
 from crelu_deploy.proof import Proof, prove
 from crelu_deploy.pruning import prune
 from crelu_deploy.recognition import recognize
@@ -61,6 +59,13 @@ def check_proved(canonical: ir.Model, lowered: ir.Model, most: int = 1) -> Proof
     assert all(site.proved for site in proof.sites.values())
     assert max((site.roundings for site in proof.sites.values()), default=0) <= most
     return proof
+
+
+def opened(canonical: ir.Model) -> ir.Model:
+    """Return a model whose outputs are declared with their rank alone."""
+    for value in canonical.graph.outputs:
+        value.shape = ir.Shape([None] * len(value.shape or ()))
+    return canonical
 
 
 OPSETS = test_fold.OPSETS.values()
@@ -84,6 +89,14 @@ TABLES = {
     "consumers": [model(*case) for case in test_complement.CONSUMERS.values()],
     "pooled": [
         model(*case[:2]) for case in (*test_complement.POOLED.values(), *test_pooled.KINDS.values())
+    ],
+    "open outputs": [
+        opened(model(Case(f"v = {text} z = Neg(v)", (3, 3, 6, 5), weights), outputs=["y", "v"]))
+        for text, weights in (
+            ("MatMul(x, w)", {"w": (5, 4)}),
+            ("Add(x, w)", {"w": (3, 6, 1)}),
+            ("Transpose<perm = [0, 2, 1, 3]>(x)", {}),
+        )
     ],
     "split": [
         model(case, f"{test_split.SITE} {behind}") for case, behind in test_split.FORMS.values()
@@ -404,29 +417,6 @@ def test_another_interface_is_refuted(name: str) -> None:
     given = lowering("mirror")
     change(given.lowered)
     assert said in prove(given.canonical, given.lowered).faults
-
-
-@pytest.mark.parametrize("precision", TYPES)
-@pytest.mark.parametrize("name", [n for n in NETWORKS if n not in ("function", "plugin")])
-def test_a_reduced_precision_is_proved(name: str, precision: str) -> None:
-    given = lowering(name)
-    reduced = reduce_precision(given.lowered, precision)
-    proof = prove(given.canonical, reduced, TYPES[precision])
-    assert proof.faults == ()
-    whole = prove(given.canonical, reduced)
-    assert whole.refuted  # as float32 it is another network
-
-
-REDUCED = ("a dead half", "a wrong sign", "a neighbour's bias", "a dead channel", "one leaky half")
-
-
-@pytest.mark.parametrize("name", REDUCED)
-def test_a_fault_in_a_reduced_precision_is_refuted(name: str) -> None:
-    network, fault, _ = FAULTS[name]
-    given = lowering(network)
-    fault(given.lowered)
-    reduced = reduce_precision(given.lowered, "float16")
-    assert prove(given.canonical, reduced, TYPES["float16"]).refuted
 
 
 def long(sites: int) -> ir.Model:

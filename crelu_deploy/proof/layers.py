@@ -144,6 +144,7 @@ class Layer:
         weight: (outputs, inputs of one group, kernel) in its own type.
         bias: (outputs, all else) in float64; None for none.
         factor: What the weights are multiplied by first.
+        bias_factor: What the bias, as it is stored, was multiplied by.
         terms: Where the atoms are.
         dims: The extents of one output channel.
         dtype: The element type of the output.
@@ -160,6 +161,7 @@ class Layer:
     weight: Array
     bias: Array | None
     factor: float
+    bias_factor: float
     terms: Terms
     dims: Dims | None = None
     dtype: ir.DataType | None = None
@@ -291,20 +293,20 @@ def _times(rows: Array, random: Array, group: Array) -> Array:
 def read(node: ir.Node, data: Vector, extents: Array, terms: Terms, weight: Array) -> Layer:
     """Return a layer; the weight, and the bias if any, are constants."""
     groups, rows = groups_of(node), KINDS[node.op_type].rows(weight, node)
-    factor = node.attributes.get_float("alpha", 1.0) if node.op_type == "Gemm" else 1.0
-    bias = _bias(node, len(rows))
+    gemm = node.op_type == "Gemm"
+    alpha, beta = (node.attributes.get_float(n, 1.0) if gemm else 1.0 for n in ("alpha", "beta"))
+    bias = _bias(node, len(rows), beta)
     what = signature(node, weight.shape)
-    return Layer(node, what, groups, data, extents, rows, bias, factor, terms)
+    return Layer(node, what, groups, data, extents, rows, bias, alpha, beta, terms)
 
 
-def _bias(node: ir.Node, outputs: int) -> Array | None:
+def _bias(node: ir.Node, outputs: int, factor: float) -> Array | None:
     tensor = constant(bias_of(node))
     if tensor is None:
         return None
     values = tensor.numpy().astype(np.float64)
-    beta = node.attributes.get_float("beta", 1.0) if node.op_type == "Gemm" else 1.0
     values = np.broadcast_to(values, (*values.shape[:-1], outputs))
-    return np.asarray(np.moveaxis(values, -1, 0).reshape(outputs, -1) * beta)
+    return np.asarray(np.moveaxis(values, -1, 0).reshape(outputs, -1) * factor)
 
 
 def bias_of(node: ir.Node) -> ir.Value | None:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from crelu_deploy.lowerings.values import constant
 from crelu_deploy.op import Array
 from crelu_deploy.proof.affine import affine
-from crelu_deploy.proof.extents import Dims, dims_of
+from crelu_deploy.proof.extents import Dims
 from crelu_deploy.proof.layers import INTERNAL, KINDS, Layer, bias_of, read
 from crelu_deploy.proof.matching import BIAS, match
 from crelu_deploy.proof.terms import Key, Vector, vector
@@ -96,7 +96,7 @@ def _summed(
 def _shape(walk: Walk, made: Layer, rank: int, axis: int) -> Dims | None:
     """Return the extents of one output channel."""
     output = made.node.outputs[0]
-    dims = dims_of(output)
+    dims = walk.dims(output)
     if dims is None and made.node.op_type == "MatMul":
         known = walk.terms.rank(made.data)
         dims = None if known is None else (None,) * max(known, rank)

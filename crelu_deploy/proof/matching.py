@@ -188,7 +188,8 @@ def _offered(other: Layer, rows: Rows, reduced: ir.DataType | None) -> Array:
         return np.asarray(values)
     bias = np.nan_to_num(other.shifts()).mean(1)[rows.row] * rows.scale + rows.shift
     if reduced is not None:
-        bias = cast(bias.astype(np.float32), reduced).astype(np.float64)
+        factor = other.bias_factor or 1.0
+        bias = cast((bias / factor).astype(np.float32), reduced).astype(np.float64) * factor
     return np.asarray(values + bias * BIAS)
 
 
@@ -267,11 +268,13 @@ def _levels(
     got, expected, size = pair
     scale = rows.scale[:, None, None]
     expected, size = expected * scale, size * np.abs(scale)
-    found = _apart(got, expected, size, layer, numbers)
+    found = _apart(got, expected, size, layer, numbers, layer.factor)
     if layer.node.op_type != "MatMul":
         bias, shift = other.shifts()[rows.row] * rows.scale[:, None], rows.shift[:, None]
         size = np.abs(bias) + np.abs(shift)
-        found = np.maximum(found, _apart(layer.shifts()[index], bias + shift, size, layer, numbers))
+        given = layer.shifts()[index]
+        apart = _apart(given, bias + shift, size, layer, numbers, layer.bias_factor)
+        found = np.maximum(found, apart)
     if layer.groups > 1:
         found[layer.group(index) != other.group(rows.row)] = 9
     return found
@@ -293,17 +296,24 @@ def aligned(layer: Layer, other: Layer, index: Array, row: Array, basis: Basis |
     return wide[0], wide[1], wide[2]
 
 
-def _apart(got: Array, expected: Array, size: Array, layer: Layer, numbers: Numbers) -> Array:
-    """Return how many roundings the worst number of each row is apart."""
+def _apart(
+    got: Array, expected: Array, size: Array, layer: Layer, numbers: Numbers, factor: float
+) -> Array:
+    """Return how many roundings the worst number of each row is apart.
+
+    In a reduced precision the numbers were rounded before the factor that they are multiplied by.
+    """
     slack = SLACK
     if numbers.reduced is not None:
         slack = REDUCED_SLACK
+        factor = factor or 1.0
+        stored = expected / factor
         limit = float(np.finfo(np.float16).max)
         if numbers.reduced == ir.DataType.FLOAT16:
-            expected = np.where(np.isfinite(expected), np.clip(expected, -limit, limit), expected)
-        if layer.factor == 1:
-            rounded = cast(expected.astype(np.float32), numbers.reduced).astype(np.float64)
-            expected = np.where(got == rounded, rounded, expected)
+            stored = np.where(np.isfinite(stored), np.clip(stored, -limit, limit), stored)
+            expected = stored * factor
+        rounded = cast(stored.astype(np.float32), numbers.reduced).astype(np.float64) * factor
+        expected = np.where(got == rounded, rounded, expected)
     same = (got == expected) | (np.isnan(got) & np.isnan(expected))
     error = np.abs(got - expected)
     one = slack * layer.unit * np.abs(expected) + layer.smallest

@@ -11,6 +11,7 @@ from crelu_deploy.lowerings.sitenode import scopes, site_nodes
 from crelu_deploy.proof.constants import Numbers
 from crelu_deploy.proof.explain import Fault, Walks, fault_behind
 from crelu_deploy.proof.following import rule_of
+from crelu_deploy.proof.inferred import Extents, inferred
 from crelu_deploy.proof.interface import differences
 from crelu_deploy.proof.matching import Register
 from crelu_deploy.proof.telling import different
@@ -96,8 +97,9 @@ def prove(canonical: ir.Model, lowered: ir.Model, reduced: ir.DataType | None = 
         scoped = list(_scoped(canonical, lowered))
     except KeyError as error:
         return Proof(dict.fromkeys(names.values(), SiteProof(judged=False)), (*faults, str(error)))
+    extents = inferred(canonical)
     for one, two in scoped:
-        judged = _Judged(canonical, lowered, reduced)
+        judged = _Judged((canonical, lowered), extents, reduced)
         try:
             finished &= judged.compare(one, two, found)
         except _UNREADABLE as error:
@@ -132,15 +134,17 @@ def _scoped(canonical: ir.Model, lowered: ir.Model) -> Iterator[tuple[Body, Body
 class _Judged:
     """One graph or function of both models."""
 
-    def __init__(self, canonical: ir.Model, lowered: ir.Model, reduced: ir.DataType | None) -> None:
+    def __init__(
+        self, models: tuple[ir.Model, ir.Model], extents: Extents, reduced: ir.DataType | None
+    ) -> None:
         self._names = [
-            {site.node: name for name, site in site_nodes(model).items()}
-            for model in (canonical, lowered)
+            {site.node: name for name, site in site_nodes(model).items()} for model in models
         ]
         self._terms, self._numbers = Terms(), Numbers(reduced)
         self._register = Register(self._terms)
         self.roundings: dict[str, int] = {}
         self.canonical: Walk | None = None
+        self._extents = extents
 
     def compare(self, one: Body, two: Body, found: list[Fault]) -> bool:
         """Add the faults; return whether all were found."""
@@ -162,6 +166,7 @@ class _Judged:
     def _read(self, graph: Body, which: int, mended: Mapping[ir.Value, Vector]) -> Walk:
         walk = Walk(self._terms, self._numbers, self._register, self._names[which])
         walk.mended.update(mended)
+        walk.inferred = self._extents
         for i, value in enumerate(graph.inputs):
             walk.formal(value, i)
         walk.graph(graph)
