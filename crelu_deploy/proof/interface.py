@@ -63,10 +63,11 @@ def _is_definition(body: ir.Function) -> bool:
         definition = function(body.name, opset)
     except ValueError:
         return False
-    return _written(body) == _written(definition)
+    numbers = Numbers(None)
+    return _written(body, numbers) == _written(definition, numbers)
 
 
-def _written(body: ir.Function) -> object:
+def _written(body: ir.Function, numbers: Numbers) -> object:
     """Return a function's content without the names of its values."""
     number: dict[ir.Value | None, int] = {None: -1}
     for value in body.inputs:
@@ -76,6 +77,6 @@ def _written(body: ir.Function) -> object:
         inputs = tuple(number.get(v, -2) for v in node.inputs)
         for output in node.outputs:
             number[output] = len(number)
-        attributes = attributes_of(Numbers(None), node.attributes)
+        attributes = attributes_of(numbers, node.attributes)
         nodes.append((node.domain, node.op_type, inputs, attributes, len(node.outputs)))
     return sorted(body.attributes), nodes, [number.get(v, -2) for v in body.outputs]

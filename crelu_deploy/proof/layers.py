@@ -225,20 +225,28 @@ class Layer:
         """Return the groups that some rows are in."""
         return np.asarray(index // (self.outputs // self.groups))
 
-    def chunks(self) -> Iterator[Array]:
-        """Yield the numbers of its rows, some at a time."""
+    def reads_as(self, other: Layer) -> bool:
+        """Whether its rows are over the same atoms, in the same order and with the same factor."""
+        ways = [
+            (one.groups, one.factor, one.weight.dtype, one.weight.shape[1:], one.data.key())
+            for one in (self, other)
+        ]
+        return ways[0] == ways[1] and np.array_equal(self.extents, other.extents)
+
+    def chunks(self, index: Array) -> Iterator[slice]:
+        """Yield where some of its rows are, so many at a time as fit in memory."""
         step = max(1, CHUNK // max(1, self.weight[:1].size))
-        for start in range(0, self.outputs, step):
-            yield np.arange(start, min(start + step, self.outputs))
+        for start in range(0, len(index), step):
+            yield slice(start, start + step)
 
     def rows(self, index: Array, columns: Columns) -> tuple[Array, Array]:
         """Return some rows in float64, (n, B, kernel), and the sums of their terms' sizes."""
-        found = self.weight[index].astype(np.float64)[:, columns.order] * self.factor
-        found *= columns.coefficients[self.group(index)][:, :, None]
+        found = self.weight[index[:, None], columns.order].astype(np.float64)
+        found *= columns.coefficients[self.group(index)][:, :, None] * self.factor
         if not columns.sums or not found.shape[1]:
             return found, np.abs(found)
         sums = np.add.reduceat(found, columns.starts, axis=1)
-        return sums, np.add.reduceat(np.abs(found), columns.starts, axis=1)
+        return sums, np.add.reduceat(np.abs(found, out=found), columns.starts, axis=1)
 
     @cached_property
     def random(self) -> Array:
@@ -261,27 +269,41 @@ class Layer:
         """Each row's product with random numbers, its size, and whether it is zero."""
         every, one = np.arange(self.outputs), np.ones(self.outputs)
         values, sizes = self.project(every, one, None), np.empty(self.outputs)
-        zero, read = np.empty(self.outputs, bool), (self.random != 0).any(2)
-        for index in self.chunks():
-            rows, group = np.abs(self.weight[index].astype(np.float64)), self.group(index)
-            zero[index] = ~(rows.any(2) & read[group if self.groups > 1 else 0]).any(1)
-            rows = np.nan_to_num(rows * abs(self.factor), nan=3.0, posinf=7.0)
-            sizes[index] = _times(rows, np.abs(self.random), group)
+        zero, read = np.zeros(self.outputs, bool), (self.random != 0).any(2)
+        kind = np.promote_types(self.weight.dtype, np.float32)  # sizes are but roughly known
+        size = (np.abs(self.random) * abs(self.factor)).astype(kind)
+        for part in self.chunks(every):
+            rows, group = (
+                np.abs(self.weight[part]).astype(kind, copy=False),
+                self.group(every[part]),
+            )
+            sizes[part] = _times(rows, size, group)
+            if not np.isfinite(sizes[part]).all():
+                sizes[part] = _times(_finite(rows.astype(np.float64)), size, group)
+            small = np.flatnonzero(sizes[part] == 0)
+            given = read[group[small] if self.groups > 1 else 0]
+            zero[part][small] = ~(rows[small].any(2) & given).any(1)
         return values, sizes, zero
 
     def project(self, row: Array, scale: Array, to: ir.DataType | None) -> Array:
         """Return the products of some rows with the random numbers, rounded to a type first."""
-        found = np.empty(len(row))
-        step = max(1, CHUNK // max(1, self.weight[:1].size))
+        found, random = np.empty(len(row)), self.random * self.factor
         with np.errstate(all="ignore"):
-            for start in range(0, len(row), step):
-                part = slice(start, start + step)
-                rows = self.weight[row[part]].astype(np.float64) * scale[part, None, None]
+            for part in self.chunks(row):
+                group, scales = self.group(row[part]), scale[part, None, None]
+                rows = self.weight[row[part]].astype(np.float64)
                 if to is not None:
-                    rows = cast(rows.astype(np.float32), to).astype(np.float64)
-                rows = np.nan_to_num(rows * self.factor, nan=3.0, posinf=7.0, neginf=-7.0)
-                found[part] = _times(rows, self.random, self.group(row[part]))
+                    rows = cast((rows * scales).astype(np.float32), to).astype(np.float64)
+                    scales = np.ones_like(scales)
+                found[part] = _times(rows, random, group) * scales[:, 0, 0]
+                if not np.isfinite(found[part]).all():
+                    found[part] = _times(_finite(rows * scales * self.factor), self.random, group)
         return found
+
+
+def _finite(rows: Array) -> Array:
+    """Return numbers where NaN and infinities are numbers too."""
+    return np.nan_to_num(rows, nan=3.0, posinf=7.0, neginf=-7.0)
 
 
 def _times(rows: Array, random: Array, group: Array) -> Array:

@@ -217,7 +217,10 @@ def _accept(
     if not len(index):
         return
     allowed = (rows.site >= 0).astype(int)
-    level = levels(layer, other, index, rows, numbers)
+    apart = ~_identical(layer, other, index, rows)
+    level = np.where(apart, 9, 0)
+    if not other.sites or np.array_equal(layer.columns(None).keys, other.columns(None).keys):
+        level[apart] = levels(layer, other, index[apart], rows.where(apart), numbers)
     rewritten = level > allowed
     if rewritten.any() and other.sites:
         part = rows.where(rewritten)
@@ -233,6 +236,22 @@ def _accept(
     names = {layer.terms.sites[i] for i in rows.site[level > 0] if i >= 0} | other.sites
     for name in names:
         found.roundings[name] = max(found.roundings.get(name, 0), int(level.max()))
+
+
+def _identical(layer: Layer, other: Layer, index: Array, rows: Rows) -> Array:
+    """Return which rows are those proposed, or their negations, as they are stored."""
+    found = (np.abs(rows.scale) == 1) & (rows.shift == 0)
+    found &= layer.group(index) == other.group(rows.row)
+    if not layer.reads_as(other):
+        return np.zeros(len(index), bool)
+    for part in layer.chunks(index):
+        sign, row = rows.scale[part, None].astype(layer.weight.dtype), rows.row[part]
+        same = layer.weight[index[part]] == other.weight[row] * sign[:, :, None]
+        found[part] &= same.all((1, 2))
+    if layer.node.op_type != "MatMul":
+        bias = other.shifts()[rows.row] * rows.scale[:, None]
+        found &= (layer.shifts()[index] == bias).all(1)
+    return np.asarray(found)
 
 
 Pair = tuple[Array, Array, Array]
@@ -317,6 +336,7 @@ def _apart(
     same = (got == expected) | (np.isnan(got) & np.isnan(expected))
     error = np.abs(got - expected)
     one = slack * layer.unit * np.abs(expected) + layer.smallest
-    two = one + slack * layer.unit * size
-    level = np.where(same, 0, np.where(error <= one, 1, np.where(error <= two, 2, 9)))
-    return np.asarray(level.reshape(len(level), -1).max(1, initial=0))
+    level = (~same).reshape(len(same), -1).any(1).astype(int)
+    for number, limit in ((2, one), (9, one + slack * layer.unit * size)):
+        level[~(same | (error <= limit)).reshape(len(same), -1).all(1)] = number
+    return level
