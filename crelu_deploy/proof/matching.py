@@ -337,6 +337,6 @@ def _apart(
     error = np.abs(got - expected)
     one = slack * layer.unit * np.abs(expected) + layer.smallest
     level = (~same).reshape(len(same), -1).any(1).astype(int)
-    for number, limit in ((2, one), (9, one + slack * layer.unit * size)):
-        level[~(same | (error <= limit)).reshape(len(same), -1).all(1)] = number
-    return level
+    for number, most in ((2, one), (9, one + slack * layer.unit * size)):
+        level[~(same | (error <= most)).reshape(len(same), -1).all(1)] = number
+    return np.asarray(level)
