@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from graphs import Case, image, model
 from proof_faults import NETWORKS, lowering
-from test_proof import FAULTS
+from test_proof import FAULTS, SCALES, ZEROS
 
 from crelu_deploy.lowerings import LOWERINGS, lower
 from crelu_deploy.precision import TYPES, reduce_precision
@@ -29,6 +29,10 @@ HALVED = {
     "factors": model(
         Case(f"z = {GEMM}(x, w, b)", (3, 10), {"w": (6, 10), "b": (6,), "k": (5, 12), "e": (5,)}),
         f"[site] c = crelu_deploy.CReLU<axis=1>(z) y = {GEMM}(c, k, e)",
+    ),
+    "rows of zeros": model(
+        image("z = Conv(x, w, b)", w=ZEROS, k=(5, 12, 3, 3), **SCALES),
+        "[site] q = crelu_deploy.AffineCReLU<axis=1>(z, s, t) y = Conv(q, k)",
     ),
     "region": model(
         image(

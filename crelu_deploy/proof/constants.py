@@ -26,10 +26,11 @@ class Numbers:
 
     Attributes:
         reduced: The type that float32 became; None where it stayed.
+        folded: Whether rows of zeros are read as the constants that they compute.
     """
 
-    def __init__(self, reduced: ir.DataType | None) -> None:
-        self.reduced = reduced
+    def __init__(self, reduced: ir.DataType | None, *, folded: bool = True) -> None:
+        self.reduced, self.folded = reduced, folded
         self._digests: dict[int, tuple[ir.TensorProtocol, Hashable]] = {}
         self._alike: dict[Hashable, list[ir.TensorProtocol]] = {}
 

@@ -163,21 +163,13 @@ def site_of(terms: Terms, atom: int) -> str:
 def _sizes(walks: Walks, asked: Question) -> Told:
     """Say which extents differ, or that too few of them are known."""
     actual, expected = walks.lowered.read(asked.value), asked.expected
-    same = actual.axis == expected.axis
-    if any(_is_open(walks.terms, v, one_axis=same) for v in (actual, expected)):
+    unknown = any(None in walks.terms.extents(v) for v in (actual, expected))
+    if actual.axis == expected.axis and actual.axis is not None and unknown:
         return Told("its extents are not known, and so not which entries it holds", open=True)
     return Told(
         f"expected {len(expected)} channels along axis {expected.axis}, "
         f"got {len(actual)} along axis {actual.axis}"
     )
-
-
-def _is_open(terms: Terms, value: Vector, *, one_axis: bool) -> bool:
-    """Whether the extents are not known that tell which entries a value holds."""
-    if one_axis:
-        return None in terms.extents(value)
-    dims = terms.lead(whole(terms, value)).dims
-    return dims is None or None in dims
 
 
 def _entries(terms: Terms, expected: Vector, actual: Vector) -> str:

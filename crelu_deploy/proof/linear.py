@@ -113,7 +113,7 @@ def _noted(walk: Walk, key: Key, made: Layer, axis: int) -> Vector:
     family = walk.terms.family(key, "layer", made.outputs, made.dims, made.dtype, **more)
     made.base = family.base
     row, sign = _alike(made)
-    shifts, zero = made.shifts(), made.projection[2]
+    shifts, zero = made.shifts(), made.projection[2] & walk.numbers.folded
     zero = zero & (shifts == shifts[:, :1]).all(1)
     atoms = np.where(zero, made.fill() if zero.any() else -1, family.base + row)
     made.entries = vector(axis, atoms, np.where(zero, 0, sign), np.where(zero, shifts[:, 0], 0))

@@ -112,7 +112,8 @@ def match(layer: Layer, register: Register, numbers: Numbers) -> Match:
     """Return what the rows of a lowered layer are."""
     n = layer.outputs
     found = Match(np.full(n, -1), np.ones(n), np.zeros(n))
-    _zeros(layer, found)
+    if numbers.folded:
+        _zeros(layer, found)
     candidates = register.candidates(layer)
     # In a reduced precision, roundings of two rows may be near: first those that are equal.
     for most in (2,) if numbers.reduced is None else (0, 2):

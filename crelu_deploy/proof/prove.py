@@ -93,6 +93,17 @@ def prove(canonical: ir.Model, lowered: ir.Model, reduced: ir.DataType | None = 
         lowered: The model that a runtime reads.
         reduced: The element type that float32 became; None where it stayed.
     """
+    proof = _proof(canonical, lowered, reduced, folded=True)
+    if proof.proved:
+        return proof
+    # A row of zeros is a constant, which pruning removes, and a row like others, which is rounded.
+    other = _proof(canonical, lowered, reduced, folded=False)
+    return proof if other.refuted else other
+
+
+def _proof(
+    canonical: ir.Model, lowered: ir.Model, reduced: ir.DataType | None, *, folded: bool
+) -> Proof:
     names = {node.node: name for name, node in site_nodes(canonical).items()}
     faults, unknown = list(differences(canonical, lowered)), list[str]()
     found, roundings, finished = list[Fault](), dict[str, int](), True
@@ -102,7 +113,7 @@ def prove(canonical: ir.Model, lowered: ir.Model, reduced: ir.DataType | None = 
         return Proof(dict.fromkeys(names.values(), SiteProof(judged=False)), (*faults, str(error)))
     extents = inferred(canonical)
     for one, two in scoped:
-        judged = _Judged((canonical, lowered), extents, reduced)
+        judged = _Judged((canonical, lowered), extents, Numbers(reduced, folded=folded))
         try:
             finished &= judged.compare(one, two, found)
         except UNREADABLE as error:
@@ -144,12 +155,12 @@ class _Judged:
     """One graph or function of both models."""
 
     def __init__(
-        self, models: tuple[ir.Model, ir.Model], extents: Extents, reduced: ir.DataType | None
+        self, models: tuple[ir.Model, ir.Model], extents: Extents, numbers: Numbers
     ) -> None:
         self._names = [
             {site.node: name for name, site in site_nodes(model).items()} for model in models
         ]
-        self._terms, self._numbers = Terms(), Numbers(reduced)
+        self._terms, self._numbers = Terms(), numbers
         self._register = Register(self._terms)
         self.roundings: dict[str, int] = {}
         self.canonical: Walk | None = None
