@@ -163,8 +163,8 @@ def site_of(terms: Terms, atom: int) -> str:
 def _sizes(walks: Walks, asked: Question) -> Told:
     """Say which extents differ, or that too few of them are known."""
     actual, expected = walks.lowered.read(asked.value), asked.expected
-    unknown = any(None in walks.terms.extents(v) for v in (actual, expected))
-    if actual.axis == expected.axis and actual.axis is not None and unknown:
+    unknown = expected.axis is not None and None in walks.terms.extents(expected)
+    if actual.axis == expected.axis and unknown:
         return Told("its extents are not known, and so not which entries it holds", open=True)
     return Told(
         f"expected {len(expected)} channels along axis {expected.axis}, "
