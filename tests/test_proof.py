@@ -99,6 +99,13 @@ TABLES = {
             ("Transpose<perm = [0, 2, 1, 3]>(x)", {}),
         )
     ],
+    "a factor in float64": [
+        model(
+            Case("z = Gemm<alpha = 0.3>(x, v)", (3, 10), {"v": (10, 64), "k": (128, 64)}),
+            "[site] c = crelu_deploy.CReLU<axis=1>(z) y = Gemm<alpha = 0.3>(c, k)",
+            dtype=np.float64,
+        )
+    ],
     "rows of zeros": [
         model(
             image(text, w=ZEROS, k=(5, 12, 3, 3), m=(6, 1, 1), a=(6, 1, 1), **SCALES),

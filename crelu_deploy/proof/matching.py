@@ -21,6 +21,9 @@ from crelu_deploy.proof.terms import Key, Terms
 SLACK = 1 + 2.0**-20
 """For what is computed in float64 itself."""
 
+OWN = 2.0**-51
+"""What the sums here, in float64, may be off by, relative to the size of their terms."""
+
 REDUCED_SLACK = 1 + 2.0**-10
 """For what was rounded to float32 before it was rounded to a reduced type."""
 
@@ -336,7 +339,7 @@ def _apart(
         expected = np.where(got == rounded, rounded, expected)
     same = (got == expected) | (np.isnan(got) & np.isnan(expected))
     error = np.abs(got - expected)
-    one = slack * layer.unit * np.abs(expected) + layer.smallest
+    one = slack * layer.unit * np.abs(expected) + layer.smallest + OWN * size
     level = (~same).reshape(len(same), -1).any(1).astype(int)
     for number, most in ((2, one), (9, one + slack * layer.unit * size)):
         level[~(same | (error <= most)).reshape(len(same), -1).all(1)] = number
