@@ -68,6 +68,16 @@ def opened(canonical: ir.Model) -> ir.Model:
     return canonical
 
 
+def pooled_in_function() -> ir.Model:
+    """Return a model of a function that pools a site, whose shapes only its call tells."""
+    text = "[site] s = crelu_deploy.CReLU<axis=1>(x) p = MaxPool<kernel_shape = [2, 2]>(s)"
+    case = Case(text, (2, 4, 7, 9), {"k": (5, 8, 1, 1)})
+    made = test_lowerings.with_function(model(case, "[conv] y = Conv(p, k)", infer=False))
+    for body in made.functions.values():
+        body.inputs[0].shape = None
+    return made
+
+
 OPSETS = test_fold.OPSETS.values()
 GATHERED = "[site] q = crelu_deploy.AffineCReLU<axis=1>(z, s, t) y = Gather<axis=1>(q, i)"
 SCALES = {"s": test_fold.SCALE, "t": test_fold.SHIFT}
@@ -121,6 +131,7 @@ TABLES = {
     "shapes": [model(case) for case, _ in test_lowerings.SHAPES.values()],
     "scopes": [
         test_lowerings.with_function(),
+        pooled_in_function(),
         model(test_lowerings.SUBGRAPH, "", outputs=["z"]),
         model(test_lowerings.TWO),
     ],
