@@ -73,8 +73,8 @@ def pooled_in_function() -> ir.Model:
     text = "[site] s = crelu_deploy.CReLU<axis=1>(x) p = MaxPool<kernel_shape = [2, 2]>(s)"
     case = Case(text, (2, 4, 7, 9), {"k": (5, 8, 1, 1)})
     made = test_lowerings.with_function(model(case, "[conv] y = Conv(p, k)", infer=False))
-    for body in made.functions.values():
-        body.inputs[0].shape = None
+    for function in made.functions.values():
+        function.inputs[0].shape = None
     return made
 
 
