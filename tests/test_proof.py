@@ -116,6 +116,15 @@ TABLES = {
             dtype=np.float64,
         )
     ],
+    "statistics of pixels": [
+        model(
+            image(
+                "p = Conv(x, w, b) f = Flatten(p) z = BatchNormalization(f, g, h, m, v)",
+                **dict.fromkeys("ghm", (210,)),
+                v=np.abs(values("v", (210,))),
+            )
+        )
+    ],
     "rows of zeros": [
         model(
             image(text, w=ZEROS, k=(5, 12, 3, 3), m=(6, 1, 1), a=(6, 1, 1), **SCALES),
