@@ -37,6 +37,7 @@ from proof_faults import (
     through_half,
     zeros,
 )
+from proof_shapes import IN_FUNCTION, in_function, opened
 from real_models import real_model
 from test_fuzz import FUZZ
 
@@ -59,23 +60,6 @@ def check_proved(canonical: ir.Model, lowered: ir.Model, most: int = 1) -> Proof
     assert all(site.proved for site in proof.sites.values())
     assert max((site.roundings for site in proof.sites.values()), default=0) <= most
     return proof
-
-
-def opened(canonical: ir.Model) -> ir.Model:
-    """Return a model whose outputs are declared with their rank alone."""
-    for value in canonical.graph.outputs:
-        value.shape = ir.Shape([None] * len(value.shape or ()))
-    return canonical
-
-
-def pooled_in_function() -> ir.Model:
-    """Return a model of a function that pools a site, whose shapes only its call tells."""
-    text = "[site] s = crelu_deploy.CReLU<axis=1>(x) p = MaxPool<kernel_shape = [2, 2]>(s)"
-    case = Case(text, (2, 4, 7, 9), {"k": (5, 8, 1, 1)})
-    made = test_lowerings.with_function(model(case, "[conv] y = Conv(p, k)", infer=False))
-    for function in made.functions.values():
-        function.inputs[0].shape = None
-    return made
 
 
 OPSETS = test_fold.OPSETS.values()
@@ -140,7 +124,7 @@ TABLES = {
     "shapes": [model(case) for case, _ in test_lowerings.SHAPES.values()],
     "scopes": [
         test_lowerings.with_function(),
-        pooled_in_function(),
+        *(in_function(*parts) for parts in IN_FUNCTION.values()),
         model(test_lowerings.SUBGRAPH, "", outputs=["z"]),
         model(test_lowerings.TWO),
     ],

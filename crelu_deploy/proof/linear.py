@@ -35,6 +35,8 @@ def layer(walk: Walk, node: ir.Node) -> Vector | None:
         return None
     kind = KINDS[node.op_type]
     channels, axis = kind.channels(shape, node), kind.data(len(shape), node)
+    if node.op_type in ("Conv", "ConvTranspose"):
+        _ranked(walk, walk.read(value), (None, channels, *[None] * (len(shape) - 2)))
     data, extents = _data(walk, along(walk.terms, walk.read(value), axis), channels)
     zeros = walk.lowered and not tensor.numpy().all()  # constants have the shape of a layer
     if _is_scale(node, shape) and len(data) == channels and not zeros:
@@ -43,6 +45,14 @@ def layer(walk: Walk, node: ir.Node) -> Vector | None:
     lost = zeros and any(walk.terms.is_new(f) for f, _ in walk.terms.groups(found.atoms))
     scales = lost and _is_scale(node, shape) and len(data) == channels
     return _scaled(walk, node, data, shape[0] // channels) if scales else found
+
+
+def _ranked(walk: Walk, value: Vector, dims: Dims) -> None:
+    """Give a tensor of unknown rank the one that its reader needs."""
+    family = walk.terms.lead(value) if value.axis is None else None
+    while family is not None and family.dims is None:
+        family.dims = dims
+        family = family.source if family.elementwise else None
 
 
 def _data(walk: Walk, data: Vector, channels: int) -> tuple[Vector, Array]:
