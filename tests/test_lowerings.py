@@ -291,9 +291,9 @@ def test_a_producer_outside_the_subgraph_is_refused() -> None:
     check(lower(original, "fold").model)
 
 
-def with_function() -> ir.Model:
+def with_function(inner: ir.Model | None = None) -> ir.Model:
     """A model whose site lies in a model-local function, with its weights as Constant nodes."""
-    inner = model(CONV)
+    inner = model(CONV) if inner is None else inner
     graph = inner.graph.clone()
     for value in list(graph.initializers.values()):
         node = ir.node("Constant", [], {"value": value.const_value})

@@ -18,10 +18,9 @@ import test_pruning
 import test_real_models
 import test_split
 from fuzz_networks import Network, networks
-from graphs import AFFINE_SITE, Case, image, model
+from graphs import AFFINE_SITE, Case, image, model, values
 from hypothesis import given, settings
 from proof_faults import (
-    NETWORKS,
     Fault,
     attribute,
     body,
@@ -38,13 +37,13 @@ from proof_faults import (
     through_half,
     zeros,
 )
+from proof_shapes import IN_FUNCTION, in_function, opened
 from real_models import real_model
 from test_fuzz import FUZZ
 
 from crelu_deploy import op
 from crelu_deploy.lowerings import LOWERINGS, NATIVE, lower
 from crelu_deploy.passes import clean
-from crelu_deploy.precision import TYPES, reduce_precision
 from crelu_deploy.proof import Proof, prove
 from crelu_deploy.pruning import prune
 from crelu_deploy.recognition import recognize
@@ -66,6 +65,7 @@ def check_proved(canonical: ir.Model, lowered: ir.Model, most: int = 1) -> Proof
 OPSETS = test_fold.OPSETS.values()
 GATHERED = "[site] q = crelu_deploy.AffineCReLU<axis=1>(z, s, t) y = Gather<axis=1>(q, i)"
 SCALES = {"s": test_fold.SCALE, "t": test_fold.SHIFT}
+ZEROS = values("w", (6, 4, 3, 3)) * np.float32([1, 0, 1, 1, 0, 1]).reshape(6, 1, 1, 1)
 TABLES = {
     "producers and steps": [model(case) for case in test_fold.FOLDABLE.values()],
     "opsets": [model(case, opset=opset) for opset, case in OPSETS],
@@ -85,6 +85,38 @@ TABLES = {
     "pooled": [
         model(*case[:2]) for case in (*test_complement.POOLED.values(), *test_pooled.KINDS.values())
     ],
+    "open outputs": [
+        opened(model(Case(f"v = {text} z = Neg(v)", (3, 3, 6, 5), weights), outputs=["y", "v"]))
+        for text, weights in (
+            ("MatMul(x, w)", {"w": (5, 4)}),
+            ("Add(x, w)", {"w": (3, 6, 1)}),
+            ("Transpose<perm = [0, 2, 1, 3]>(x)", {}),
+        )
+    ],
+    "a factor in float64": [
+        model(
+            Case("z = Gemm<alpha = 0.3>(x, v)", (3, 10), {"v": (10, 64), "k": (128, 64)}),
+            "[site] c = crelu_deploy.CReLU<axis=1>(z) y = Gemm<alpha = 0.3>(c, k)",
+            dtype=np.float64,
+        )
+    ],
+    "statistics of pixels": [
+        model(
+            image(
+                "p = Conv(x, w, b) f = Flatten(p) z = BatchNormalization(f, g, h, m, v)",
+                **dict.fromkeys("ghm", (210,)),
+                v=np.abs(values("v", (210,))),
+            )
+        )
+    ],
+    "rows of zeros": [
+        model(
+            image(text, w=ZEROS, k=(5, 12, 3, 3), m=(6, 1, 1), a=(6, 1, 1), **SCALES),
+            f"[site] q = crelu_deploy.{kind}<axis=1>(z{more}) y = Conv(q, k)",
+        )
+        for text in ("z = Conv(x, w, b)", "p = Conv(x, w, b) q0 = Mul(p, m) z = Add(q0, a)")
+        for kind, more in (("CReLU", ""), ("AffineCReLU", ", s, t"))
+    ],
     "split": [
         model(case, f"{test_split.SITE} {behind}") for case, behind in test_split.FORMS.values()
     ],
@@ -92,6 +124,7 @@ TABLES = {
     "shapes": [model(case) for case, _ in test_lowerings.SHAPES.values()],
     "scopes": [
         test_lowerings.with_function(),
+        *(in_function(*parts) for parts in IN_FUNCTION.values()),
         model(test_lowerings.SUBGRAPH, "", outputs=["z"]),
         model(test_lowerings.TWO),
     ],
@@ -404,29 +437,6 @@ def test_another_interface_is_refuted(name: str) -> None:
     given = lowering("mirror")
     change(given.lowered)
     assert said in prove(given.canonical, given.lowered).faults
-
-
-@pytest.mark.parametrize("precision", TYPES)
-@pytest.mark.parametrize("name", [n for n in NETWORKS if n not in ("function", "plugin")])
-def test_a_reduced_precision_is_proved(name: str, precision: str) -> None:
-    given = lowering(name)
-    reduced = reduce_precision(given.lowered, precision)
-    proof = prove(given.canonical, reduced, TYPES[precision])
-    assert proof.faults == ()
-    whole = prove(given.canonical, reduced)
-    assert whole.refuted  # as float32 it is another network
-
-
-REDUCED = ("a dead half", "a wrong sign", "a neighbour's bias", "a dead channel", "one leaky half")
-
-
-@pytest.mark.parametrize("name", REDUCED)
-def test_a_fault_in_a_reduced_precision_is_refuted(name: str) -> None:
-    network, fault, _ = FAULTS[name]
-    given = lowering(network)
-    fault(given.lowered)
-    reduced = reduce_precision(given.lowered, "float16")
-    assert prove(given.canonical, reduced, TYPES["float16"]).refuted
 
 
 def long(sites: int) -> ir.Model:

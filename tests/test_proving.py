@@ -133,7 +133,8 @@ LINES = {
     "many": (
         Proof(SITES),
         "1 site proved: weights equal bit for bit, 1 site proved up to 1 rounding, "
-        "1 site proved up to 2 roundings, 1 site not judged: there are too many faults before it",
+        "1 site proved up to 2 roundings, 1 site not judged: it, or too much before it, "
+        "is not proved",
     ),
     "refuted": (Proof({"a": SiteProof(fault="x")}, ("site a: x", "site b: y")), "site a: x"),
     "open": (Proof(open="int8"), "not provable: int8"),

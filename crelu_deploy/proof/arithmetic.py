@@ -194,8 +194,11 @@ def batch_norm(walk: Walk, node: ir.Node) -> Vector | None:
     gamma, beta, mean, variance = (
         walk.numbers.rounded(t.numpy()).astype(np.float64) for t in fixed
     )
-    if walk.terms.extents(value) != [1] * len(gamma):
-        return None
     with np.errstate(all="ignore"):
         scale = gamma / np.sqrt(variance + attributes.get_float("epsilon", 1e-5))
-    return affine(walk, value, scale, beta - mean * scale, fixed[0].dtype)
+        shift = beta - mean * scale
+    if walk.terms.extents(value) == [1] * len(gamma):
+        return affine(walk, value, scale, shift, fixed[0].dtype)
+    scale, shift = (one.reshape(-1, *[1] * (rank - 2)) for one in (scale, shift))
+    product = _within(walk, node, value, scale, "Mul")
+    return None if product is None else _within(walk, node, product, shift, "Add")

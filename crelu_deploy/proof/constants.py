@@ -14,6 +14,9 @@ from crelu_deploy.op import Array
 
 FLOAT = ir.DataType.FLOAT
 
+LARGE = 1 << 13
+"""Bytes from which constants are compared rather than hashed."""
+
 TYPES = ("to", "dtype")
 """Attributes that name an element type."""
 
@@ -23,11 +26,13 @@ class Numbers:
 
     Attributes:
         reduced: The type that float32 became; None where it stayed.
+        folded: Whether rows of zeros are read as the constants that they compute.
     """
 
-    def __init__(self, reduced: ir.DataType | None) -> None:
-        self.reduced = reduced
+    def __init__(self, reduced: ir.DataType | None, *, folded: bool = True) -> None:
+        self.reduced, self.folded = reduced, folded
         self._digests: dict[int, tuple[ir.TensorProtocol, Hashable]] = {}
+        self._alike: dict[Hashable, list[ir.TensorProtocol]] = {}
 
     def type_of(self, dtype: ir.DataType | None) -> ir.DataType | None:
         """Return the type that a type of the canonical graph became."""
@@ -44,14 +49,31 @@ class Numbers:
         return cast(array, self.reduced)
 
     def digest(self, tensor: ir.TensorProtocol, *, exact: bool = False) -> Hashable:
-        """Return a hash of a constant with its type and shape, in the reduced type unless exact."""
-        if (known := self._digests.get(id(tensor))) is not None and not exact:
-            return known[1]
-        array = tensor.numpy() if exact else self.rounded(tensor.numpy())
-        found = digest(array, () if exact else (str(self.type_of(tensor.dtype)),))
-        if not exact:
-            self._digests[id(tensor)] = tensor, found
-        return found
+        """Return what is equal for constants of one type, shape and content.
+
+        The content is that in the reduced type, unless exact.
+        """
+        if exact:
+            return digest(tensor.numpy())
+        if (known := self._digests.get(id(tensor))) is None:
+            array, more = self.rounded(tensor.numpy()), (str(self.type_of(tensor.dtype)),)
+            large = self.reduced is None and array.dtype != object and array.nbytes >= LARGE
+            found = self._number(tensor, array, more) if large else digest(array, more)
+            known = self._digests[id(tensor)] = tensor, found
+        return known[1]
+
+    def _number(
+        self, tensor: ir.TensorProtocol, array: Array, more: tuple[Hashable, ...]
+    ) -> Hashable:
+        """Return a number for a large constant: it is compared with those alike in some bytes."""
+        data = _bytes(array)
+        key = (*more, array.shape, digest(data[:: (data.size // LARGE) | 1]))
+        alike = self._alike.setdefault(key, [])
+        for number, other in enumerate(alike):
+            if np.array_equal(_bytes(other.numpy()), data):
+                return (*key, number)
+        alike.append(tensor)
+        return (*key, len(alike) - 1)
 
     def attribute(self, attribute: ir.Attr) -> Hashable:
         """Return the content of an attribute other than a graph."""
@@ -73,12 +95,16 @@ def _scalar(value: Any) -> Hashable:
     return value if isinstance(value, int | str | bytes) else repr(value)
 
 
+def _bytes(array: Array) -> Array:
+    return np.atleast_1d(np.ascontiguousarray(array)).view(np.uint8).ravel()
+
+
 def digest(array: Array, more: tuple[Hashable, ...] = ()) -> Hashable:
     """Return a hash of an array's content, with its type and shape."""
     data = np.ascontiguousarray(array)
     if data.dtype == object:
         return ("strings", data.shape, repr(data.tolist()))
-    content = hashlib.blake2b(np.atleast_1d(data).view(np.uint8).data, digest_size=20)
+    content = hashlib.blake2b(_bytes(data).data, digest_size=20)
     return (*more, str(array.dtype), array.shape, content.digest())
 
 

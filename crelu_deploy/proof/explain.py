@@ -27,12 +27,14 @@ class Fault:
         text: What is wrong, where, what was expected and found.
         value: The value that is wrong.
         expected: What it should be.
+        open: Whether it may be none: too little is known of the shapes to compare.
     """
 
     site: str
     text: str
     value: ir.Value
     expected: Vector
+    open: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,15 @@ class Walks:
 
 @dataclass(frozen=True)
 class Told:
-    """What is wrong with a node, and the site that it belongs to; empty for the one passed last."""
+    """What is wrong with a node, and the site that it belongs to; empty for the one passed last.
+
+    Attributes:
+        open: Whether it may not be wrong at all.
+    """
 
     text: str
     site: str = ""
+    open: bool = False
 
 
 Answer = Question | Told | None
@@ -115,7 +122,7 @@ def fault_behind(
             node = asked.value.producer()
             where = describe(node) or f"value {asked.value.name!r}"
             text, site = f"{where}: {found.text}", found.site or asked.site
-            return Fault(site, text, asked.value, asked.expected)
+            return Fault(site, text, asked.value, asked.expected, found.open)
         asked = found
 
 
@@ -130,7 +137,7 @@ def _answer(
     if node is None:
         return Told("another input or constant than expected")
     if actual is None:
-        return Told(_sizes(walks, asked))
+        return _sizes(walks, asked)
     at = different(asked.expected, actual)
     here = site_of(walks.terms, int(asked.expected.atoms[at[0]])) if len(at) else ""
     asked = replace(asked, site=here or asked.site)
@@ -153,9 +160,13 @@ def site_of(terms: Terms, atom: int) -> str:
     return ""
 
 
-def _sizes(walks: Walks, asked: Question) -> str:
+def _sizes(walks: Walks, asked: Question) -> Told:
+    """Say which extents differ, or that too few of them are known."""
     actual, expected = walks.lowered.read(asked.value), asked.expected
-    return (
+    unknown = expected.axis is not None and None in walks.terms.extents(expected)
+    if actual.axis == expected.axis and unknown:
+        return Told("its extents are not known, and so not which entries it holds", open=True)
+    return Told(
         f"expected {len(expected)} channels along axis {expected.axis}, "
         f"got {len(actual)} along axis {actual.axis}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import onnx
 import onnx_ir as ir
 
 from crelu_deploy.op import DOMAIN, NODE_TYPES, VERSION, function
@@ -23,6 +24,15 @@ def differences(canonical: ir.Model, lowered: ir.Model) -> Iterator[str]:
     for body in lowered.functions.values():
         if body.domain == DOMAIN and body.name in NODE_TYPES and not _is_definition(body):
             yield f"function {body.name}: its body is not what {body.name} is defined as"
+
+
+def is_valid(model: ir.Model) -> bool:
+    """Whether ONNX finds no fault in a model; not where it is too large to ask."""
+    try:
+        onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError):
+        return False
+    return True
 
 
 def _values(what: str, one: Sequence[ir.Value], two: Sequence[ir.Value]) -> Iterator[str]:
@@ -63,10 +73,11 @@ def _is_definition(body: ir.Function) -> bool:
         definition = function(body.name, opset)
     except ValueError:
         return False
-    return _written(body) == _written(definition)
+    numbers = Numbers(None)
+    return _written(body, numbers) == _written(definition, numbers)
 
 
-def _written(body: ir.Function) -> object:
+def _written(body: ir.Function, numbers: Numbers) -> object:
     """Return a function's content without the names of its values."""
     number: dict[ir.Value | None, int] = {None: -1}
     for value in body.inputs:
@@ -76,6 +87,6 @@ def _written(body: ir.Function) -> object:
         inputs = tuple(number.get(v, -2) for v in node.inputs)
         for output in node.outputs:
             number[output] = len(number)
-        attributes = attributes_of(Numbers(None), node.attributes)
+        attributes = attributes_of(numbers, node.attributes)
         nodes.append((node.domain, node.op_type, inputs, attributes, len(node.outputs)))
     return sorted(body.attributes), nodes, [number.get(v, -2) for v in body.outputs]

@@ -144,6 +144,7 @@ class Layer:
         weight: (outputs, inputs of one group, kernel) in its own type.
         bias: (outputs, all else) in float64; None for none.
         factor: What the weights are multiplied by first.
+        bias_factor: What the bias, as it is stored, was multiplied by.
         terms: Where the atoms are.
         dims: The extents of one output channel.
         dtype: The element type of the output.
@@ -160,6 +161,7 @@ class Layer:
     weight: Array
     bias: Array | None
     factor: float
+    bias_factor: float
     terms: Terms
     dims: Dims | None = None
     dtype: ir.DataType | None = None
@@ -223,20 +225,28 @@ class Layer:
         """Return the groups that some rows are in."""
         return np.asarray(index // (self.outputs // self.groups))
 
-    def chunks(self) -> Iterator[Array]:
-        """Yield the numbers of its rows, some at a time."""
+    def reads_as(self, other: Layer) -> bool:
+        """Whether its rows are over the same atoms, in the same order and with the same factor."""
+        ways = [
+            (one.groups, one.factor, one.weight.dtype, one.weight.shape[1:], one.data.key())
+            for one in (self, other)
+        ]
+        return ways[0] == ways[1] and np.array_equal(self.extents, other.extents)
+
+    def chunks(self, index: Array) -> Iterator[slice]:
+        """Yield where some of its rows are, so many at a time as fit in memory."""
         step = max(1, CHUNK // max(1, self.weight[:1].size))
-        for start in range(0, self.outputs, step):
-            yield np.arange(start, min(start + step, self.outputs))
+        for start in range(0, len(index), step):
+            yield slice(start, start + step)
 
     def rows(self, index: Array, columns: Columns) -> tuple[Array, Array]:
         """Return some rows in float64, (n, B, kernel), and the sums of their terms' sizes."""
-        found = self.weight[index].astype(np.float64)[:, columns.order] * self.factor
-        found *= columns.coefficients[self.group(index)][:, :, None]
+        found = self.weight[index[:, None], columns.order].astype(np.float64)
+        found *= columns.coefficients[self.group(index)][:, :, None] * self.factor
         if not columns.sums or not found.shape[1]:
             return found, np.abs(found)
         sums = np.add.reduceat(found, columns.starts, axis=1)
-        return sums, np.add.reduceat(np.abs(found), columns.starts, axis=1)
+        return sums, np.add.reduceat(np.abs(found, out=found), columns.starts, axis=1)
 
     @cached_property
     def random(self) -> Array:
@@ -259,27 +269,41 @@ class Layer:
         """Each row's product with random numbers, its size, and whether it is zero."""
         every, one = np.arange(self.outputs), np.ones(self.outputs)
         values, sizes = self.project(every, one, None), np.empty(self.outputs)
-        zero, read = np.empty(self.outputs, bool), (self.random != 0).any(2)
-        for index in self.chunks():
-            rows, group = np.abs(self.weight[index].astype(np.float64)), self.group(index)
-            zero[index] = ~(rows.any(2) & read[group if self.groups > 1 else 0]).any(1)
-            rows = np.nan_to_num(rows * abs(self.factor), nan=3.0, posinf=7.0)
-            sizes[index] = _times(rows, np.abs(self.random), group)
+        zero, read = np.zeros(self.outputs, bool), (self.random != 0).any(2)
+        kind = np.promote_types(self.weight.dtype, np.float32)  # sizes are but roughly known
+        size = (np.abs(self.random) * abs(self.factor)).astype(kind)
+        for part in self.chunks(every):
+            rows, group = (
+                np.abs(self.weight[part]).astype(kind, copy=False),
+                self.group(every[part]),
+            )
+            sizes[part] = _times(rows, size, group)
+            if not np.isfinite(sizes[part]).all():
+                sizes[part] = _times(_finite(rows.astype(np.float64)), size, group)
+            small = np.flatnonzero(sizes[part] == 0)
+            given = read[group[small] if self.groups > 1 else 0]
+            zero[part][small] = ~(rows[small].any(2) & given).any(1)
         return values, sizes, zero
 
     def project(self, row: Array, scale: Array, to: ir.DataType | None) -> Array:
         """Return the products of some rows with the random numbers, rounded to a type first."""
-        found = np.empty(len(row))
-        step = max(1, CHUNK // max(1, self.weight[:1].size))
+        found, random = np.empty(len(row)), self.random * self.factor
         with np.errstate(all="ignore"):
-            for start in range(0, len(row), step):
-                part = slice(start, start + step)
-                rows = self.weight[row[part]].astype(np.float64) * scale[part, None, None]
+            for part in self.chunks(row):
+                group, scales = self.group(row[part]), scale[part, None, None]
+                rows = self.weight[row[part]].astype(np.float64)
                 if to is not None:
-                    rows = cast(rows.astype(np.float32), to).astype(np.float64)
-                rows = np.nan_to_num(rows * self.factor, nan=3.0, posinf=7.0, neginf=-7.0)
-                found[part] = _times(rows, self.random, self.group(row[part]))
+                    rows = cast((rows * scales).astype(np.float32), to).astype(np.float64)
+                    scales = np.ones_like(scales)
+                found[part] = _times(rows, random, group) * scales[:, 0, 0]
+                if not np.isfinite(found[part]).all():
+                    found[part] = _times(_finite(rows * scales * self.factor), self.random, group)
         return found
+
+
+def _finite(rows: Array) -> Array:
+    """Return numbers where NaN and infinities are numbers too."""
+    return np.nan_to_num(rows, nan=3.0, posinf=7.0, neginf=-7.0)
 
 
 def _times(rows: Array, random: Array, group: Array) -> Array:
@@ -291,20 +315,20 @@ def _times(rows: Array, random: Array, group: Array) -> Array:
 def read(node: ir.Node, data: Vector, extents: Array, terms: Terms, weight: Array) -> Layer:
     """Return a layer; the weight, and the bias if any, are constants."""
     groups, rows = groups_of(node), KINDS[node.op_type].rows(weight, node)
-    factor = node.attributes.get_float("alpha", 1.0) if node.op_type == "Gemm" else 1.0
-    bias = _bias(node, len(rows))
+    gemm = node.op_type == "Gemm"
+    alpha, beta = (node.attributes.get_float(n, 1.0) if gemm else 1.0 for n in ("alpha", "beta"))
+    bias = _bias(node, len(rows), beta)
     what = signature(node, weight.shape)
-    return Layer(node, what, groups, data, extents, rows, bias, factor, terms)
+    return Layer(node, what, groups, data, extents, rows, bias, alpha, beta, terms)
 
 
-def _bias(node: ir.Node, outputs: int) -> Array | None:
+def _bias(node: ir.Node, outputs: int, factor: float) -> Array | None:
     tensor = constant(bias_of(node))
     if tensor is None:
         return None
     values = tensor.numpy().astype(np.float64)
-    beta = node.attributes.get_float("beta", 1.0) if node.op_type == "Gemm" else 1.0
     values = np.broadcast_to(values, (*values.shape[:-1], outputs))
-    return np.asarray(np.moveaxis(values, -1, 0).reshape(outputs, -1) * beta)
+    return np.asarray(np.moveaxis(values, -1, 0).reshape(outputs, -1) * factor)
 
 
 def bias_of(node: ir.Node) -> ir.Value | None:

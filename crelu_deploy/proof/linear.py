@@ -12,7 +12,7 @@ import onnx_ir as ir
 from crelu_deploy.lowerings.values import constant
 from crelu_deploy.op import Array
 from crelu_deploy.proof.affine import affine
-from crelu_deploy.proof.extents import Dims, dims_of
+from crelu_deploy.proof.extents import Dims
 from crelu_deploy.proof.layers import INTERNAL, KINDS, Layer, bias_of, read
 from crelu_deploy.proof.matching import BIAS, match
 from crelu_deploy.proof.terms import Key, Vector, vector
@@ -35,6 +35,8 @@ def layer(walk: Walk, node: ir.Node) -> Vector | None:
         return None
     kind = KINDS[node.op_type]
     channels, axis = kind.channels(shape, node), kind.data(len(shape), node)
+    if node.op_type in ("Conv", "ConvTranspose"):
+        _ranked(walk, walk.read(value), (None, channels, *[None] * (len(shape) - 2)))
     data, extents = _data(walk, along(walk.terms, walk.read(value), axis), channels)
     zeros = walk.lowered and not tensor.numpy().all()  # constants have the shape of a layer
     if _is_scale(node, shape) and len(data) == channels and not zeros:
@@ -43,6 +45,14 @@ def layer(walk: Walk, node: ir.Node) -> Vector | None:
     lost = zeros and any(walk.terms.is_new(f) for f, _ in walk.terms.groups(found.atoms))
     scales = lost and _is_scale(node, shape) and len(data) == channels
     return _scaled(walk, node, data, shape[0] // channels) if scales else found
+
+
+def _ranked(walk: Walk, value: Vector, dims: Dims) -> None:
+    """Give a tensor of unknown rank the one that its reader needs."""
+    family = walk.terms.lead(value) if value.axis is None else None
+    while family is not None and family.dims is None:
+        family.dims = dims
+        family = family.source if family.elementwise else None
 
 
 def _data(walk: Walk, data: Vector, channels: int) -> tuple[Vector, Array]:
@@ -96,7 +106,7 @@ def _summed(
 def _shape(walk: Walk, made: Layer, rank: int, axis: int) -> Dims | None:
     """Return the extents of one output channel."""
     output = made.node.outputs[0]
-    dims = dims_of(output)
+    dims = walk.dims(output)
     if dims is None and made.node.op_type == "MatMul":
         known = walk.terms.rank(made.data)
         dims = None if known is None else (None,) * max(known, rank)
@@ -113,7 +123,7 @@ def _noted(walk: Walk, key: Key, made: Layer, axis: int) -> Vector:
     family = walk.terms.family(key, "layer", made.outputs, made.dims, made.dtype, **more)
     made.base = family.base
     row, sign = _alike(made)
-    shifts, zero = made.shifts(), made.projection[2]
+    shifts, zero = made.shifts(), made.projection[2] & walk.numbers.folded
     zero = zero & (shifts == shifts[:, :1]).all(1)
     atoms = np.where(zero, made.fill() if zero.any() else -1, family.base + row)
     made.entries = vector(axis, atoms, np.where(zero, 0, sign), np.where(zero, shifts[:, 0], 0))

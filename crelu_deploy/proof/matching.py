@@ -21,6 +21,9 @@ from crelu_deploy.proof.terms import Key, Terms
 SLACK = 1 + 2.0**-20
 """For what is computed in float64 itself."""
 
+OWN = 2.0**-51
+"""What the sums here, in float64, may be off by, relative to the size of their terms."""
+
 REDUCED_SLACK = 1 + 2.0**-10
 """For what was rounded to float32 before it was rounded to a reduced type."""
 
@@ -112,7 +115,8 @@ def match(layer: Layer, register: Register, numbers: Numbers) -> Match:
     """Return what the rows of a lowered layer are."""
     n = layer.outputs
     found = Match(np.full(n, -1), np.ones(n), np.zeros(n))
-    _zeros(layer, found)
+    if numbers.folded:
+        _zeros(layer, found)
     candidates = register.candidates(layer)
     # In a reduced precision, roundings of two rows may be near: first those that are equal.
     for most in (2,) if numbers.reduced is None else (0, 2):
@@ -188,7 +192,8 @@ def _offered(other: Layer, rows: Rows, reduced: ir.DataType | None) -> Array:
         return np.asarray(values)
     bias = np.nan_to_num(other.shifts()).mean(1)[rows.row] * rows.scale + rows.shift
     if reduced is not None:
-        bias = cast(bias.astype(np.float32), reduced).astype(np.float64)
+        factor = other.bias_factor or 1.0
+        bias = cast((bias / factor).astype(np.float32), reduced).astype(np.float64) * factor
     return np.asarray(values + bias * BIAS)
 
 
@@ -216,7 +221,10 @@ def _accept(
     if not len(index):
         return
     allowed = (rows.site >= 0).astype(int)
-    level = levels(layer, other, index, rows, numbers)
+    apart = ~_identical(layer, other, index, rows)
+    level = np.where(apart, 9, 0)
+    if not other.sites or np.array_equal(layer.columns(None).keys, other.columns(None).keys):
+        level[apart] = levels(layer, other, index[apart], rows.where(apart), numbers)
     rewritten = level > allowed
     if rewritten.any() and other.sites:
         part = rows.where(rewritten)
@@ -232,6 +240,22 @@ def _accept(
     names = {layer.terms.sites[i] for i in rows.site[level > 0] if i >= 0} | other.sites
     for name in names:
         found.roundings[name] = max(found.roundings.get(name, 0), int(level.max()))
+
+
+def _identical(layer: Layer, other: Layer, index: Array, rows: Rows) -> Array:
+    """Return which rows are those proposed, or their negations, as they are stored."""
+    found = (np.abs(rows.scale) == 1) & (rows.shift == 0)
+    found &= layer.group(index) == other.group(rows.row)
+    if not layer.reads_as(other):
+        return np.zeros(len(index), bool)
+    for part in layer.chunks(index):
+        sign, row = rows.scale[part, None].astype(layer.weight.dtype), rows.row[part]
+        same = layer.weight[index[part]] == other.weight[row] * sign[:, :, None]
+        found[part] &= same.all((1, 2))
+    if layer.node.op_type != "MatMul":
+        bias = other.shifts()[rows.row] * rows.scale[:, None]
+        found &= (layer.shifts()[index] == bias).all(1)
+    return np.asarray(found)
 
 
 Pair = tuple[Array, Array, Array]
@@ -267,11 +291,13 @@ def _levels(
     got, expected, size = pair
     scale = rows.scale[:, None, None]
     expected, size = expected * scale, size * np.abs(scale)
-    found = _apart(got, expected, size, layer, numbers)
+    found = _apart(got, expected, size, layer, numbers, layer.factor)
     if layer.node.op_type != "MatMul":
         bias, shift = other.shifts()[rows.row] * rows.scale[:, None], rows.shift[:, None]
         size = np.abs(bias) + np.abs(shift)
-        found = np.maximum(found, _apart(layer.shifts()[index], bias + shift, size, layer, numbers))
+        given = layer.shifts()[index]
+        apart = _apart(given, bias + shift, size, layer, numbers, layer.bias_factor)
+        found = np.maximum(found, apart)
     if layer.groups > 1:
         found[layer.group(index) != other.group(rows.row)] = 9
     return found
@@ -293,20 +319,28 @@ def aligned(layer: Layer, other: Layer, index: Array, row: Array, basis: Basis |
     return wide[0], wide[1], wide[2]
 
 
-def _apart(got: Array, expected: Array, size: Array, layer: Layer, numbers: Numbers) -> Array:
-    """Return how many roundings the worst number of each row is apart."""
+def _apart(
+    got: Array, expected: Array, size: Array, layer: Layer, numbers: Numbers, factor: float
+) -> Array:
+    """Return how many roundings the worst number of each row is apart.
+
+    In a reduced precision the numbers were rounded before the factor that they are multiplied by.
+    """
     slack = SLACK
     if numbers.reduced is not None:
         slack = REDUCED_SLACK
+        factor = factor or 1.0
+        stored = expected / factor
         limit = float(np.finfo(np.float16).max)
         if numbers.reduced == ir.DataType.FLOAT16:
-            expected = np.where(np.isfinite(expected), np.clip(expected, -limit, limit), expected)
-        if layer.factor == 1:
-            rounded = cast(expected.astype(np.float32), numbers.reduced).astype(np.float64)
-            expected = np.where(got == rounded, rounded, expected)
+            stored = np.where(np.isfinite(stored), np.clip(stored, -limit, limit), stored)
+            expected = stored * factor
+        rounded = cast(stored.astype(np.float32), numbers.reduced).astype(np.float64) * factor
+        expected = np.where(got == rounded, rounded, expected)
     same = (got == expected) | (np.isnan(got) & np.isnan(expected))
     error = np.abs(got - expected)
-    one = slack * layer.unit * np.abs(expected) + layer.smallest
-    two = one + slack * layer.unit * size
-    level = np.where(same, 0, np.where(error <= one, 1, np.where(error <= two, 2, 9)))
-    return np.asarray(level.reshape(len(level), -1).max(1, initial=0))
+    one = slack * layer.unit * np.abs(expected) + layer.smallest + OWN * size
+    level = (~same).reshape(len(same), -1).any(1).astype(int)
+    for number, most in ((2, one), (9, one + slack * layer.unit * size)):
+        level[~(same | (error <= most)).reshape(len(same), -1).all(1)] = number
+    return np.asarray(level)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from crelu_deploy.lowerings.values import constant
-from crelu_deploy.proof.extents import Dims, dims_of
+from crelu_deploy.proof.extents import Dims
 from crelu_deploy.proof.pointwise import is_monotonic
 from crelu_deploy.proof.terms import Family, Key, Vector
 from crelu_deploy.proof.views import along, derived, each
@@ -33,11 +33,11 @@ def _what(node: ir.Node) -> Key:
     return (node.op_type, *sorted(lists))
 
 
-def _dims(node: ir.Node, family: Family, axis: int | None) -> Dims | None:
+def _dims(walk: Walk, node: ir.Node, family: Family, axis: int | None) -> Dims | None:
     """Return the extents of an entry behind a pool or pad."""
     if family.dims is None:
         return None
-    declared = dims_of(node.outputs[0])
+    declared = walk.dims(node.outputs[0])
     after = declared if declared is not None else (None,) * len(family.dims)
     if axis is None or len(after) != len(family.dims):
         return after
@@ -48,7 +48,7 @@ def _linear(walk: Walk, node: ir.Node, value: Vector, what: Key) -> Vector:
     """Apply an operator that computes the same sums in every entry."""
 
     def result(family: Family) -> Family:
-        dims = _dims(node, family, value.axis)
+        dims = _dims(walk, node, family, value.axis)
         made = derived(walk.terms, family, 1, what, dims, node=node)
         if family.parts and not made.parts:
             made.sums(*(result(part) for _, part in family.parts))
@@ -72,7 +72,7 @@ def max_pool(walk: Walk, node: ir.Node) -> Vector | None:
     dilated = {*node.attributes.get_ints("dilations", ())} - {1}
 
     def pooled(family: Family, sign: int) -> Family:
-        return derived(walk.terms, family, sign, what, _dims(node, family, axis), node=node)
+        return derived(walk.terms, family, sign, what, _dims(walk, node, family, axis), node=node)
 
     def make(family: Family, sign: int) -> tuple[Family, int]:
         source = family.source
@@ -105,7 +105,7 @@ def pad(walk: Walk, node: ir.Node) -> Vector | None:
         return _linear(walk, node, value, what)
 
     def make(family: Family, sign: int) -> tuple[Family, int]:
-        dims = _dims(node, family, value.axis)
+        dims = _dims(walk, node, family, value.axis)
         return derived(walk.terms, family, sign, what, dims, node=node), 1
 
     return each(walk.terms, value, make) if (value.scale != 0).all() else None

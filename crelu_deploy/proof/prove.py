@@ -11,15 +11,19 @@ from crelu_deploy.lowerings.sitenode import scopes, site_nodes
 from crelu_deploy.proof.constants import Numbers
 from crelu_deploy.proof.explain import Fault, Walks, fault_behind
 from crelu_deploy.proof.following import rule_of
-from crelu_deploy.proof.interface import differences
+from crelu_deploy.proof.inferred import Extents, inferred
+from crelu_deploy.proof.interface import differences, is_valid
 from crelu_deploy.proof.matching import Register
 from crelu_deploy.proof.telling import different
 from crelu_deploy.proof.terms import Terms, Vector
 from crelu_deploy.proof.views import whole
 from crelu_deploy.proof.walk import Walk
 
-_UNREADABLE = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
-"""What reading a graph that no runtime could run ends in."""
+UNREADABLE = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(RecursionError, TypeError, ValueError),
+)
+"""What reading a graph ends in that no runtime could run, or that is not understood."""
 
 MOST = 8
 """Faults that are looked for; each is taken for mended to find the next."""
@@ -50,7 +54,7 @@ class SiteProof:
         if self.fault:
             return f"refuted: {self.fault}"
         if not self.judged:
-            return "not judged: there are too many faults before it"
+            return "not judged: it, or too much before it, is not proved"
         many = f"{self.roundings} rounding{'s' * (self.roundings > 1)}"
         return f"proved up to {many}" if self.roundings else "proved: weights equal bit for bit"
 
@@ -89,29 +93,47 @@ def prove(canonical: ir.Model, lowered: ir.Model, reduced: ir.DataType | None = 
         lowered: The model that a runtime reads.
         reduced: The element type that float32 became; None where it stayed.
     """
+    proof = _proof(canonical, lowered, reduced, folded=True)
+    if proof.proved:
+        return proof
+    # A row of zeros is a constant, which pruning removes, and a row like others, which is rounded.
+    other = _proof(canonical, lowered, reduced, folded=False)
+    return proof if other.refuted else other
+
+
+def _proof(
+    canonical: ir.Model, lowered: ir.Model, reduced: ir.DataType | None, *, folded: bool
+) -> Proof:
     names = {node.node: name for name, node in site_nodes(canonical).items()}
-    faults = list(differences(canonical, lowered))
+    faults, unknown = list(differences(canonical, lowered)), list[str]()
     found, roundings, finished = list[Fault](), dict[str, int](), True
     try:
         scoped = list(_scoped(canonical, lowered))
     except KeyError as error:
         return Proof(dict.fromkeys(names.values(), SiteProof(judged=False)), (*faults, str(error)))
+    extents = inferred(canonical)
     for one, two in scoped:
-        judged = _Judged(canonical, lowered, reduced)
+        judged = _Judged((canonical, lowered), extents, Numbers(reduced, folded=folded))
         try:
             finished &= judged.compare(one, two, found)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             why = f"it cannot be followed: {type(error).__name__} {error}"
             if judged.canonical is None:
                 return Proof(open=f"the network itself: {why}")
-            faults, finished = [*faults, f"outside the sites: {why}"], False
+            told, finished = f"outside the sites: {why}", False
+            (unknown if is_valid(lowered) else faults).append(told)
         roundings |= judged.roundings
-    texts = {fault.site: fault.text for fault in reversed(found)}
+    texts = {fault.site: fault.text for fault in reversed(found) if not fault.open}
+    missed = {fault.site for fault in found if fault.open}
     sites = {
-        name: SiteProof(roundings.get(name, 0), texts.get(name, ""), finished)
+        name: SiteProof(
+            roundings.get(name, 0), texts.get(name, ""), finished and name not in missed
+        )
         for name in names.values()
     }
-    return Proof(sites, (*faults, *(_told(fault) for fault in found)))
+    for fault in found:
+        (unknown if fault.open else faults).append(_told(fault))
+    return Proof(sites, tuple(faults), "; ".join(unknown))
 
 
 def _told(fault: Fault) -> str:
@@ -132,15 +154,17 @@ def _scoped(canonical: ir.Model, lowered: ir.Model) -> Iterator[tuple[Body, Body
 class _Judged:
     """One graph or function of both models."""
 
-    def __init__(self, canonical: ir.Model, lowered: ir.Model, reduced: ir.DataType | None) -> None:
+    def __init__(
+        self, models: tuple[ir.Model, ir.Model], extents: Extents, numbers: Numbers
+    ) -> None:
         self._names = [
-            {site.node: name for name, site in site_nodes(model).items()}
-            for model in (canonical, lowered)
+            {site.node: name for name, site in site_nodes(model).items()} for model in models
         ]
-        self._terms, self._numbers = Terms(), Numbers(reduced)
+        self._terms, self._numbers = Terms(), numbers
         self._register = Register(self._terms)
         self.roundings: dict[str, int] = {}
         self.canonical: Walk | None = None
+        self._extents = extents
 
     def compare(self, one: Body, two: Body, found: list[Fault]) -> bool:
         """Add the faults; return whether all were found."""
@@ -162,6 +186,7 @@ class _Judged:
     def _read(self, graph: Body, which: int, mended: Mapping[ir.Value, Vector]) -> Walk:
         walk = Walk(self._terms, self._numbers, self._register, self._names[which])
         walk.mended.update(mended)
+        walk.inferred = self._extents
         for i, value in enumerate(graph.inputs):
             walk.formal(value, i)
         walk.graph(graph)
@@ -172,5 +197,9 @@ class _Judged:
             wanted = walks.canonical.read(expected)
             single = whole(walks.terms, wanted), whole(walks.terms, walks.lowered.read(value))
             if len(different(*single)):
-                return fault_behind(walks, value, wanted, rule_of)
+                try:
+                    return fault_behind(walks, value, wanted, rule_of)
+                except UNREADABLE as error:
+                    why = f"it is another value, and where cannot be followed: {error}"
+                    return Fault("", f"output {value.name!r}: {why}", value, wanted)
         return None

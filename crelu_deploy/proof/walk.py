@@ -11,7 +11,8 @@ from crelu_deploy.lowerings.values import constant
 from crelu_deploy.op import DOMAIN, NODE_TYPES
 from crelu_deploy.proof import rules
 from crelu_deploy.proof.constants import Numbers, attributes_of
-from crelu_deploy.proof.extents import dims_of
+from crelu_deploy.proof.extents import Dims, dims_of
+from crelu_deploy.proof.inferred import Extents
 from crelu_deploy.proof.matching import Register
 from crelu_deploy.proof.terms import Terms, Vector, vector
 from crelu_deploy.proof.views import whole
@@ -25,7 +26,7 @@ RANDOM = frozenset(
 """Operators of which two alike compute different values."""
 
 FLOAT_OPERANDS: Mapping[str, tuple[int, ...]] = {
-    "Resize": (1, 2),
+    "Resize": (2,),
     "Upsample": (1,),
     "NonMaxSuppression": (0, 1, 3, 4),
 }
@@ -43,6 +44,7 @@ class Walk:
         register: The layers of the canonical graph.
         values: Value -> its term.
         names: The canonical nodes' names.
+        inferred: Extents of values beyond those that are declared.
         mended: Values that are taken for what they should be, where a fault was found.
         roundings: Site -> how many roundings its weights are apart; of the lowered graph.
     """
@@ -55,6 +57,7 @@ class Walk:
         self.mended: dict[ir.Value, Vector] = {}
         self.roundings: dict[str, int] = {}
         self._named: dict[str | None, Vector] = {}
+        self.inferred: Extents = {}
         self.names, self._random = names, Counter[Hashable]()
 
     @property
@@ -62,13 +65,17 @@ class Walk:
         """Whether this is the lowered graph."""
         return self.terms.frontier is not None
 
+    def dims(self, value: ir.Value) -> Dims | None:
+        """Return the extents of a value, as far as they are known."""
+        return self.inferred.get(value, dims_of(value))
+
     def read(self, value: ir.Value) -> Vector:
         """Return the term of a value that was computed, or of a constant."""
         if (found := self.values.get(value)) is not None:
             return found
         tensor = constant(value)
         if tensor is None:
-            key, dims = ("unknown", value.name), dims_of(value)
+            key, dims = ("unknown", value.name), self.dims(value)
             return vector(None, self.terms.family(key, "op", 1, dims, value.dtype).members)
         return self.constant(tensor)
 
@@ -92,7 +99,7 @@ class Walk:
     def formal(self, value: ir.Value, key: Hashable) -> None:
         """Give an input of a graph a term of its own."""
         more = {"what": (value.name,)}
-        made = self.terms.family(("formal", key), "op", 1, dims_of(value), value.dtype, **more)
+        made = self.terms.family(("formal", key), "op", 1, self.dims(value), value.dtype, **more)
         self.values[value] = vector(None, made.members)
 
     def graph(self, graph: ir.Graph | ir.Function) -> None:
@@ -136,7 +143,7 @@ class Walk:
             key = (*key, self._random[key])
         for i, output in enumerate(node.outputs):
             more = {"node": node, "inputs": inputs, "what": (node.op_type, i)}
-            made = self.terms.family((*key, i), "op", 1, dims_of(output), output.dtype, **more)
+            made = self.terms.family((*key, i), "op", 1, self.dims(output), output.dtype, **more)
             self.values[output] = vector(None, made.members)
 
     def binary(self, op_type: str, one: Vector, two: Vector, node: ir.Node) -> Vector:
@@ -144,13 +151,16 @@ class Walk:
         inputs = (whole(self.terms, one), whole(self.terms, two))
         key = _key(("", op_type, ""), (), inputs, node.outputs)
         output, more = node.outputs[0], {"node": node, "inputs": inputs, "what": (op_type, 0)}
-        made = self.terms.family((*key, 0), "op", 1, dims_of(output), output.dtype, **more)
+        made = self.terms.family((*key, 0), "op", 1, self.dims(output), output.dtype, **more)
         return vector(None, made.members)
 
     def _operand(self, node: ir.Node, index: int) -> Vector:
         value = node.inputs[index]
         assert value is not None, "the caller has looked"
-        if index in FLOAT_OPERANDS.get(node.op_type, ()) and value not in self.values:
+        floats = FLOAT_OPERANDS.get(node.op_type, ())
+        if node.op_type == "Resize" and len(node.inputs) == 2:
+            floats = (1,)  # opset 10, which has no region
+        if index in floats and value not in self.values:
             tensor = constant(value)
             if tensor is not None:
                 return self.constant(tensor, exact=True)
