@@ -174,8 +174,9 @@ def _against_noise(actual: Array, expected: Array, name: str, floor: Array) -> C
 
 def _place(number: int, array: Array, axis: int | None) -> tuple[int, ...]:
     """Return the index of an element that is counted channel by channel."""
-    moved = np.moveaxis(np.arange(array.size).reshape(array.shape), axis or 0, 0)
-    return tuple(int(i) for i in np.unravel_index(int(moved.reshape(-1)[number]), array.shape))
+    numbers = np.arange(array.size).reshape(array.shape)
+    flat = channels(numbers, axis).reshape(-1)
+    return tuple(int(i) for i in np.unravel_index(int(flat[number]), array.shape))
 
 
 def _same_and_lost(actual: Array, expected: Array) -> tuple[Array, Array]:
