@@ -173,6 +173,7 @@ def _exported(source: Source, settings: ExportSettings, progress: Progress) -> E
     specs = tuple(TensorSpec(one.name, dtype, one.shape) for one in inputs)
     how = stated_preprocessing(source, settings.get("preprocessing", {}), specs)
     maker = Maker(samples, inputs, how, seed)
+    maker.check(specs)
     example = maker.made(specs, maker.example)
     progress("run PyTorch")
     first = Sample(example, run_twice(source.module, example, source.outputs))

@@ -27,7 +27,7 @@ from crelu_deploy.lowerings import lower
 from crelu_deploy.plan import Plan
 from crelu_deploy.precision import in_precision
 from crelu_deploy.proof import Proof
-from crelu_deploy.proving import prove_lowered, prove_target, recorded
+from crelu_deploy.proving import given, prove_lowered, prove_target, recorded
 from crelu_deploy.resizing import resized
 from crelu_deploy.results import Benchmark, Build, Engine, Row, Verification
 from crelu_deploy.rules import choice
@@ -112,12 +112,11 @@ def _build(bundle: Bundle, target: Target, options: Options) -> Entry:
 
 def _lower(bundle: Bundle, target: Target) -> tuple[Entry, tuple[Path, ...]]:
     """Write what the target reads; the bundle's own model is the lowering ``function`` already."""
-    model = bundle.model
     if target.lowering == FUNCTION:
         sites = [site["name"] for site in bundle.manifest["sites"]]
-        proof = prove_lowered(bundle, target, model)
         entry: Entry = {"lowerings": dict.fromkeys(sites, FUNCTION), "reasons": {}}
-        return {**entry, "proof": proof}, ()
+        return {**entry, "proof": given(bundle)}, ()
+    model = bundle.model
     lowered = lower(model, _choice(bundle, target, model))
     entry = {"lowerings": dict(lowered.applied), "reasons": dict(lowered.reasons)}
     result = in_precision(lowered.model, BACKENDS[target.backend])

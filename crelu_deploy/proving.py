@@ -11,7 +11,7 @@ from crelu_deploy.bundle import Bundle
 from crelu_deploy.errors import BuildError
 from crelu_deploy.modelfile import read_file
 from crelu_deploy.precision import TYPES
-from crelu_deploy.proof import Proof, prove
+from crelu_deploy.proof import Proof, SiteProof, prove
 from crelu_deploy.targets import BACKENDS, INT8, Target
 
 QUANTIZED = "int8: what is proved is the graph before it was quantised, not the quantised numbers"
@@ -32,6 +32,11 @@ def prove_lowered(bundle: Bundle, target: Target, model: ir.Model) -> Proof:
         )
     quantised = BACKENDS[target.backend].precision == INT8
     return replace(proof, open=QUANTIZED) if quantised else proof
+
+
+def given(bundle: Bundle) -> Proof:
+    """Return the proof of ``model.onnx``, whose nodes define what is to be computed."""
+    return Proof({site["name"]: SiteProof() for site in bundle.manifest["sites"]})
 
 
 def prove_target(bundle: Bundle, target: Target) -> Proof | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,26 @@ class Maker:
             return [self.made(specs, self.example, i) for i in (0, *range(2, number + 1))]
         batch = self.inputs[0].shape[0] if self.inputs[0].shape else 1
         return list(read_inputs(Path(self.wanted), tuple(specs), batch))
+
+    def check(self, specs: Sequence[TensorSpec]) -> None:
+        """Read the user's file once, before the network is exported for a long time.
+
+        Raises:
+            UnsupportedModel: The user's file cannot be read or does not fit.
+        """
+        if isinstance(self.wanted, int):
+            return
+        loose = [
+            replace(
+                spec,
+                shape=tuple(
+                    "any" if axis in one.dynamic or (axis == 0 and one.batch) else extent
+                    for axis, extent in enumerate(one.shape)
+                ),
+            )
+            for spec, one in zip(specs, self.inputs, strict=True)
+        ]
+        self.calls(loose, 0)
 
     def search(
         self,
