@@ -47,7 +47,7 @@ planting = options.group(
         "--samples",
         "inputs",
         type=options.FILE,
-        help="An NPZ of real inputs: which faults matter; the recorded samples by default.",
+        help="An NPZ of real inputs: only faults that change their outputs count.",
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Chooses the places."),
 )
@@ -62,7 +62,7 @@ planting = options.group(
 def audit(
     model: Path, target: str, planting: Planting, running: options.Running, output: Output
 ) -> int:
-    """Plant faults into copies of a target, and count which its verification catches."""
+    """Damage copies of a target on purpose, and count how many faults verification finds."""
     from crelu_deploy import auditing
     from crelu_deploy.render import audited
 

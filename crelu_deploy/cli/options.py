@@ -71,7 +71,7 @@ SIZES = click.option(
     "--sizes",
     multiple=True,
     type=Text("[NAME:]SIZES,...", parse_sizes),
-    help="Compare at these sizes too, such as 2x3x96x128,1x3x64x64: PyTorch runs. One per input.",
+    help="Compare with PyTorch at these sizes too, such as 2x3x96x128,1x3x64x64. Once per input.",
 )
 
 LOWERING = click.option(

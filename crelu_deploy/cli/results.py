@@ -22,7 +22,7 @@ REPRODUCE = click.option(
     type=options.FILE,
     default="reproduce",
     show_default=True,
-    help="The folder for what shows a located difference without this program.",
+    help="Folder for files that reproduce the difference without crelu-deploy.",
 )
 
 
