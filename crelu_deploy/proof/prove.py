@@ -168,9 +168,17 @@ class _Judged:
         return walk
 
     def _fault(self, walks: Walks, one: Body, two: Body) -> Fault | None:
-        for expected, value in zip(one.outputs, two.outputs, strict=False):
+        for expected, value in zip(one.outputs, two.outputs, strict=True):
             wanted = walks.canonical.read(expected)
             single = whole(walks.terms, wanted), whole(walks.terms, walks.lowered.read(value))
-            if len(different(*single)):
+            if len(different(*single)) or not _alike_in_shape(walks.terms, *single):
                 return fault_behind(walks, value, wanted, rule_of)
         return None
+
+
+def _alike_in_shape(terms: Terms, one: Vector, two: Vector) -> bool:
+    """Whether tensors of one entry have one shape; those of one atom do."""
+    families = terms.lead(one), terms.lead(two)
+    dims = [family.dims for family in families]
+    known = dims[0] is not None and None not in dims[0] and dims[0] == dims[1]
+    return one.scale[0] != 0 or known or families[0].shape == families[1].shape

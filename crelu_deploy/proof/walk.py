@@ -112,7 +112,9 @@ class Walk:
             self.terms.site = ""
             return
         unread = not any(v.uses() or v.is_graph_output() for v in node.outputs[1:])
-        rule = rules.RULES.get(node.op_type) if node.domain == "" and unread else None
+        open_ = any(attribute.is_ref() for attribute in node.attributes.values())
+        read = node.domain == "" and unread and not open_
+        rule = rules.RULES.get(node.op_type) if read else None
         if node.op_type == "Constant" and constant(node.outputs[0]) is not None:
             return
         found = rule(self, node) if rule is not None else None
