@@ -85,6 +85,7 @@ def _known(walk: Walk, value: Vector, dtype: ir.DataType) -> Vector:
     return vector(value.axis, value.atoms, scale, shift)
 
 
+@np.errstate(all="ignore")
 def _close(
     walk: Walk,
     block: Block,

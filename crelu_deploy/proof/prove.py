@@ -16,7 +16,7 @@ from crelu_deploy.proof.matching import Register
 from crelu_deploy.proof.telling import different
 from crelu_deploy.proof.terms import Terms, Vector
 from crelu_deploy.proof.views import whole
-from crelu_deploy.proof.walk import Walk
+from crelu_deploy.proof.walk import Walk, random_functions
 
 _UNREADABLE = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
 """What reading a graph that no runtime could run ends in."""
@@ -137,6 +137,7 @@ class _Judged:
             {site.node: name for name, site in site_nodes(model).items()}
             for model in (canonical, lowered)
         ]
+        self._random = random_functions(canonical), random_functions(lowered)
         self._terms, self._numbers = Terms(), Numbers(reduced)
         self._register = Register(self._terms)
         self.roundings: dict[str, int] = {}
@@ -162,6 +163,7 @@ class _Judged:
     def _read(self, graph: Body, which: int, mended: Mapping[ir.Value, Vector]) -> Walk:
         walk = Walk(self._terms, self._numbers, self._register, self._names[which])
         walk.mended.update(mended)
+        walk.random = self._random[which]
         for i, value in enumerate(graph.inputs):
             walk.formal(value, i)
         walk.graph(graph)

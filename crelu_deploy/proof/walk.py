@@ -34,6 +34,18 @@ FLOAT_OPERANDS: Mapping[str, tuple[int, ...]] = {
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
+def random_functions(model: ir.Model) -> frozenset[tuple[str, str, str]]:
+    """Return the functions of which two calls compute different values."""
+    found, before = set[tuple[str, str, str]](), -1
+    while len(found) > before:  # functions call functions
+        before = len(found)
+        for name, body in model.functions.items():
+            nodes = ir.traversal.RecursiveGraphIterator(body)
+            if any(node.op_type in RANDOM or node.op_identifier() in found for node in nodes):
+                found.add(name)
+    return frozenset(found)
+
+
 class Walk:
     """The terms of one graph.
 
@@ -45,6 +57,7 @@ class Walk:
         names: The canonical nodes' names.
         mended: Values that are taken for what they should be, where a fault was found.
         roundings: Site -> how many roundings its weights are apart; of the lowered graph.
+        random: The functions of which two calls compute different values.
     """
 
     def __init__(
@@ -56,6 +69,7 @@ class Walk:
         self.roundings: dict[str, int] = {}
         self._named: dict[str | None, Vector] = {}
         self.names, self._random = names, Counter[Hashable]()
+        self.random: frozenset[tuple[str, str, str]] = frozenset()
 
     @property
     def lowered(self) -> bool:
@@ -133,7 +147,7 @@ class Walk:
         key = _key((node.domain, node.op_type, node.overload), attributes, inputs, node.outputs)
         if len(given) < len(node.attributes):
             key = (*key, self._graphs(node, key))
-        if node.op_type in RANDOM:
+        if node.op_type in RANDOM or node.op_identifier() in self.random:
             self._random[key] += 1
             key = (*key, self._random[key])
         for i, output in enumerate(node.outputs):
