@@ -28,16 +28,22 @@ def affine(
     dtype: ir.DataType,
     *,
     noted: bool = True,
-) -> Vector:
+) -> Vector | None:
     """Return ``value * scale + shift``, with one number for each entry or for all.
+
+    None where that is no number: the operator is left to its name.
 
     In the canonical graph the numbers are noted, unless more is to come; in the lowered graph they
     are replaced by the noted ones that they are roundings of.
     """
-    scales, atoms = value.scale * scale, value.atoms.copy()
+    with np.errstate(all="ignore"):
+        scales, atoms = value.scale * scale, value.atoms.copy()
     for family, at in walk.terms.groups(atoms):
         atoms[at[scales[at] == 0]] = family.base
-    result = vector(value.axis, atoms, scales, value.shift * scale + shift)
+    with np.errstate(all="ignore"):
+        result = vector(value.axis, atoms, scales, value.shift * scale + shift)
+    if np.isnan(result.scale).any() or np.isnan(result.shift).any():
+        return None
     if walk.lowered:
         return _known(walk, result, dtype)
     if noted:
@@ -47,8 +53,7 @@ def affine(
 
 def note(terms: Terms, value: Vector) -> None:
     """Note the scales and shifts of a vector for its atoms, and for those that were only moved."""
-    found = signed(terms, value)
-    del found
+    signed(terms, value)
     for family, at in terms.groups(value.atoms):
         source, index = family.source, value.atoms[at] - family.base
         while source is not None and family.what and family.what[0] in MOVES:
@@ -80,6 +85,7 @@ def _known(walk: Walk, value: Vector, dtype: ir.DataType) -> Vector:
     return vector(value.axis, value.atoms, scale, shift)
 
 
+@np.errstate(all="ignore")
 def _close(
     walk: Walk,
     block: Block,

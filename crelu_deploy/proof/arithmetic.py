@@ -12,6 +12,7 @@ from crelu_deploy.lowerings.values import constant
 from crelu_deploy.op import Array
 from crelu_deploy.proof.affine import affine
 from crelu_deploy.proof.constants import digest
+from crelu_deploy.proof.extents import broadcast
 from crelu_deploy.proof.linear import summed
 from crelu_deploy.proof.pointwise import FLOATS
 from crelu_deploy.proof.terms import Family, Key, Vector, vector
@@ -141,28 +142,58 @@ def _within(walk: Walk, node: ir.Node, value: Vector, array: Array, what: str) -
     if len(extents) < len(value) or sum(extents) != array.shape[value.axis]:
         return None
     pieces = np.split(array, np.cumsum(extents)[:-1], axis=value.axis)
-    parts = [
-        _by(walk, node, vector(value.axis, *(a[i : i + 1] for a in _arrays(value))), piece, what)
-        for i, piece in enumerate(pieces)
-    ]
-    arrays = zip(*(_arrays(part) for part in parts), strict=True)
+    parts = list[Vector]()
+    for i, piece in enumerate(pieces):
+        entry = vector(value.axis, *(a[i : i + 1] for a in value.arrays))
+        if (made := _by(walk, node, entry, piece, what)) is None:
+            return None
+        parts.append(made)
+    arrays = zip(*(part.arrays for part in parts), strict=True)
     return vector(value.axis, *(np.concatenate(list(a)) for a in arrays))
 
 
-def _arrays(value: Vector) -> tuple[Array, Array, Array]:
-    return value.atoms, value.scale, value.shift
-
-
-def _by(walk: Walk, node: ir.Node, value: Vector, array: Array, what: str) -> Vector:
+def _by(walk: Walk, node: ir.Node, value: Vector, array: Array, what: str) -> Vector | None:
     """Apply one constant to entries, odd in them: ``-x + c = -(x - c)``."""
+    zero = value.scale == 0
+    if zero.any() and what == "Add":
+        return _constants(walk, node, value, array)
+    with np.errstate(all="ignore"):
+        if zero.any() and not np.isfinite(array if what == "Mul" else 1 / array).all():
+            return None  # 0 * inf and 0 / 0 are no zeros
 
     def make(family: Family, sign: int) -> tuple[Family, int]:
-        content = digest(array * sign if what == "Add" else array)
-        key: Key = ("within", what, content)
-        unit = family.unit
-        return derived(walk.terms, family, 1, key, family.dims, node=node, unit=unit), sign
+        content = digest(array * sign + 0.0 if what == "Add" else array)
+        return _broadcast(walk, node, family, array, ("within", what, content)), sign
 
     return each(walk.terms, value, make)
+
+
+def _broadcast(walk: Walk, node: ir.Node, family: Family, array: Array, key: Key) -> Family:
+    """Return the results for a family, which may be larger than its members."""
+    dims = broadcast(family.dims, array.shape)
+    return derived(walk.terms, family, 1, key, dims, node=node, unit=family.unit)
+
+
+def _constants(walk: Walk, node: ir.Node, value: Vector, array: Array) -> Vector:
+    """Add a constant to entries of which some are constants: these are what was added to them.
+
+    Of a constant and its negation, one is named.
+    """
+    atoms, scale, shift = (a.copy() for a in value.arrays)
+    for i in range(len(value)):
+        entry = vector(value.axis, *(a[i : i + 1] for a in value.arrays))
+        if scale[i] != 0:
+            made = _by(walk, node, entry, array, "Add")
+            assert made is not None, "it is no constant"
+            atoms[i], scale[i], shift[i] = (a[0] for a in made.arrays)
+            continue
+        total = array.astype(np.float64) + shift[i]
+        first = total.ravel()[np.flatnonzero(total)[:1]]
+        sign = -1 if (first < 0).any() else 1
+        key: Key = ("within", "Constant", digest(total * sign + 0.0))
+        atoms[i] = _broadcast(walk, node, walk.terms.lead(entry), array, key).base
+        scale[i], shift[i] = sign, 0
+    return vector(value.axis, atoms, scale, shift)
 
 
 def scaled(walk: Walk, node: ir.Node, halves: Vector) -> Vector:

@@ -82,6 +82,8 @@ class Numbers:
         value: Any = attribute.value
         if isinstance(value, ir.TensorProtocol):
             return self.digest(value)
+        if attribute.type == ir.AttributeType.TENSORS:
+            return tuple(self.digest(one) for one in value)
         if attribute.name in TYPES and attribute.type == ir.AttributeType.INT:
             return str(self.type_of(ir.DataType(value)))
         if isinstance(value, list | tuple):
@@ -92,7 +94,7 @@ class Numbers:
 def _scalar(value: Any) -> Hashable:
     if isinstance(value, float):
         return float(np.float32(value)).hex()
-    return value if isinstance(value, int | str | bytes) else repr(value)
+    return value if isinstance(value, int | str | bytes | None) else repr(value)
 
 
 def _bytes(array: Array) -> Array:

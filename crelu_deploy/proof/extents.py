@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -106,6 +105,9 @@ def count(dims: Dims) -> int:
     return sum(dim is None for dim in dims)
 
 
-def size(shape: Sequence[int]) -> int:
-    """Return the number of elements of a shape of numbers."""
-    return math.prod(shape)
+def broadcast(dims: Dims | None, shape: Sequence[int]) -> Dims | None:
+    """Return the extents of what a constant of a shape, of no larger rank, is applied to."""
+    if dims is None:
+        return None
+    wide = (*(1,) * (len(dims) - len(shape)), *shape)
+    return tuple(dim if extent == 1 else extent for dim, extent in zip(dims, wide, strict=True))

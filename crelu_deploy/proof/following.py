@@ -52,7 +52,7 @@ def _concat(walks: Walks, asked: Question, actual: Vector) -> Question | None:
             continue
         n = len(along(walks.terms, walks.lowered.read(value), wanted.axis))
         part = slice(start, start + n)
-        expected = vector(wanted.axis, *(a[part] for a in _arrays(wanted)))
+        expected = vector(wanted.axis, *(a[part] for a in wanted.arrays))
         if (found := _into(walks, asked, expected, index)) is not None:
             return found
         start += n
@@ -61,12 +61,8 @@ def _concat(walks: Walks, asked: Question, actual: Vector) -> Question | None:
 
 def _holds(value: Vector, wanted: Vector) -> bool:
     """Whether all wanted entries are somewhere in a vector."""
-    there = set(zip(*(a.tolist() for a in _arrays(value)), strict=True))
-    return there.issuperset(zip(*(a.tolist() for a in _arrays(wanted)), strict=True))
-
-
-def _arrays(value: Vector) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return value.atoms, value.scale, value.shift
+    there = set(zip(*(a.tolist() for a in value.arrays), strict=True))
+    return there.issuperset(zip(*(a.tolist() for a in wanted.arrays), strict=True))
 
 
 def _gather(walks: Walks, asked: Question, actual: Vector) -> Answer:
@@ -79,8 +75,8 @@ def _gather(walks: Walks, asked: Question, actual: Vector) -> Answer:
         return None
     if _holds(source, wanted):
         return None
-    arrays = [a.copy() for a in _arrays(source)]
-    for array, new in zip(arrays, _arrays(wanted), strict=True):
+    arrays = [a.copy() for a in source.arrays]
+    for array, new in zip(arrays, wanted.arrays, strict=True):
         array[index] = new
     return _into(walks, asked, vector(wanted.axis, *arrays))
 

@@ -19,11 +19,44 @@ def differences(canonical: ir.Model, lowered: ir.Model) -> Iterator[str]:
         ("output", canonical.graph.outputs, lowered.graph.outputs),
     ):
         yield from _values(what, one, two)
-    yield from _opsets(canonical, lowered)
+    yield from _opsets("", canonical.graph, lowered.graph)
     yield from _defaults(canonical, lowered)
     for body in lowered.functions.values():
-        if body.domain == DOMAIN and body.name in NODE_TYPES and not _is_definition(body):
+        if body.domain == DOMAIN and not (body.name in NODE_TYPES and _is_definition(body)):
             yield f"function {body.name}: its body is not what {body.name} is defined as"
+        elif body.domain != DOMAIN and (known := canonical.functions.get(body.identifier())):
+            yield from _functions(known, body)
+    yield from _undefined(canonical, lowered)
+
+
+def _functions(one: ir.Function, two: ir.Function) -> Iterator[str]:
+    """Yield what differs in what a function is given and returns, and in how it is written."""
+    what = f"function {two.name}: "
+    for name, counts in (
+        ("inputs", [len(body.inputs) for body in (one, two)]),
+        ("outputs", [len(body.outputs) for body in (one, two)]),
+    ):
+        if counts[0] != counts[1]:
+            yield f"{what}expected {counts[0]} {name}, got {counts[1]}"
+    given = [attributes_of(Numbers(None), body.attributes) for body in (one, two)]
+    if given[0] != given[1]:
+        yield f"{what}attributes: expected {_told(one)}, got {_told(two)}"
+    yield from _opsets(what, one, two)
+
+
+def _told(body: ir.Function) -> str:
+    given = (f"{n} = {a.value}" if a.value is not None else n for n, a in body.attributes.items())
+    return ", ".join(given) or "none"
+
+
+def _undefined(canonical: ir.Model, lowered: ir.Model) -> Iterator[str]:
+    """Yield the functions that a lowered model calls without having them."""
+    missing = canonical.functions.keys() - lowered.functions.keys()
+    bodies: list[ir.Graph | ir.Function] = [lowered.graph, *lowered.functions.values()]
+    for name in sorted(missing):
+        nodes = (n for body in bodies for n in ir.traversal.RecursiveGraphIterator(body))
+        if name[0] != DOMAIN and any(node.op_identifier() == name for node in nodes):
+            yield f"function {name[1]} is called, and not in the model"
 
 
 def is_valid(model: ir.Model) -> bool:
@@ -48,11 +81,11 @@ def _values(what: str, one: Sequence[ir.Value], two: Sequence[ir.Value]) -> Iter
             yield f"{what} {expected.name!r}: expected {told[0]}, got {told[1]}"
 
 
-def _opsets(canonical: ir.Model, lowered: ir.Model) -> Iterator[str]:
-    known = {DOMAIN: VERSION, "": 1} | dict(canonical.graph.opset_imports)
-    for domain, version in lowered.graph.opset_imports.items():
+def _opsets(what: str, one: ir.Graph | ir.Function, two: ir.Graph | ir.Function) -> Iterator[str]:
+    known = {DOMAIN: VERSION, "": 1} | dict(one.opset_imports)
+    for domain, version in two.opset_imports.items():
         if known.get(domain) != version:
-            yield f"opset of domain {domain!r}: expected {known.get(domain)}, got {version}"
+            yield f"{what}opset of domain {domain!r}: expected {known.get(domain)}, got {version}"
 
 
 def _defaults(canonical: ir.Model, lowered: ir.Model) -> Iterator[str]:

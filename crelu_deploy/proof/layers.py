@@ -211,10 +211,7 @@ class Layer:
 
     def fill(self) -> int:
         """Return the atom that a constant output channel is written with: it tells the shape."""
-        root = self.terms.lead(self.data)
-        while root.source is not None:
-            root = root.source
-        key = ("fill", self.what, root.base)
+        key = ("fill", self.what, self.terms.lead(self.data).shape)
         return self.terms.family(key, "op", 1, self.dims, self.dtype, node=self.node).base
 
     def shifts(self) -> Array:

@@ -15,6 +15,7 @@ from crelu_deploy.proof.affine import affine
 from crelu_deploy.proof.extents import Dims
 from crelu_deploy.proof.layers import INTERNAL, KINDS, Layer, bias_of, read
 from crelu_deploy.proof.matching import BIAS, match
+from crelu_deploy.proof.pointwise import FLOATS
 from crelu_deploy.proof.terms import Key, Vector, vector
 from crelu_deploy.proof.views import along, signed, whole
 
@@ -30,6 +31,8 @@ def layer(walk: Walk, node: ir.Node) -> Vector | None:
     tensor, bias, value = constant(node.inputs[1]), bias_of(node), node.inputs[0]
     if tensor is None or value is None or (bias is not None and constant(bias) is None):
         return None
+    if tensor.dtype not in FLOATS:
+        return None  # rows are compared in float64
     shape = tuple(int(d) for d in tensor.shape.numpy())
     if len(shape) < 2:
         return None
@@ -70,7 +73,7 @@ def _is_scale(node: ir.Node, shape: tuple[int, ...]) -> bool:
     return node.op_type == "Conv" and {*shape[1:]} == {1} and not moves
 
 
-def _scaled(walk: Walk, node: ir.Node, data: Vector, copies: int) -> Vector:
+def _scaled(walk: Walk, node: ir.Node, data: Vector, copies: int) -> Vector | None:
     weight, bias = constant(node.inputs[1]), constant(bias_of(node))
     assert weight is not None, "the caller has looked"
     scale = weight.numpy().astype(np.float64).ravel()
@@ -78,7 +81,7 @@ def _scaled(walk: Walk, node: ir.Node, data: Vector, copies: int) -> Vector:
     every = np.arange(len(data)).repeat(copies)
     channels = vector(data.axis, data.atoms[every], data.scale[every], data.shift[every])
     found = affine(walk, channels, scale, shift, weight.dtype)
-    if not walk.lowered:
+    if not walk.lowered or found is None:
         return found
     given = signed(walk.terms, data, constants=True)
     made = read(node, given, np.ones(len(data), int), walk.terms, weight.numpy())
@@ -109,7 +112,7 @@ def _shape(walk: Walk, made: Layer, rank: int, axis: int) -> Dims | None:
     dims = walk.dims(output)
     if dims is None and made.node.op_type == "MatMul":
         known = walk.terms.rank(made.data)
-        dims = None if known is None else (None,) * max(known, rank)
+        dims = None if known is None else (None,) * (rank - 1 if known == 1 else max(known, rank))
     elif dims is None:
         dims = (None,) * rank
     if dims is not None:
@@ -188,7 +191,7 @@ def combined(one: Layer, two: Layer) -> Layer | None:
     """Return the layer that the sum of two is; None where it is none."""
     biases = one.bias is not None and two.bias is not None
     same = one.what == two.what and one.factor == two.factor and one.outputs == two.outputs
-    if not same or biases or one.groups + two.groups > 2:
+    if not same or biases or one.groups + two.groups > 2 or not _alike_in_shape(one, two):
         return None
     parts = zip(*((d.atoms, d.scale, d.shift) for d in (one.data, two.data)), strict=True)
     return replace(
@@ -199,6 +202,12 @@ def combined(one: Layer, two: Layer) -> Layer | None:
         bias=one.bias if two.bias is None else two.bias,
         entries=None,
     )
+
+
+def _alike_in_shape(one: Layer, two: Layer) -> bool:
+    """Whether a sum of both broadcasts neither."""
+    known = one.dims is not None and None not in one.dims and one.dims == two.dims
+    return known or one.fill() == two.fill()
 
 
 def summed(walk: Walk, one: Vector, two: Vector) -> Vector | None:

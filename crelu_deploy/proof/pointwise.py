@@ -39,15 +39,16 @@ def activation_of(node: ir.Node, dtype: ir.DataType | None) -> Key | None:
     if node.op_type not in APPLY:
         return None
     names = DEFAULTS.get(node.op_type, {})
-    given = {n: a for n, a in node.attributes.items() if not a.is_ref()}
     numbers: dict[str, float | np.float32] = {
-        n: np.float32(given[n].as_float() if n in given else names[n]) for n in names
+        n: np.float32(node.attributes.get_float(n, default)) for n, default in names.items()
     }
     if node.op_type == "Clip":
         for name, value in zip(("min", "max"), node.inputs[1:], strict=False):
             tensor = constant(value)
             if value is not None and (tensor is None or tensor.size != 1):
                 return None
+            if tensor is not None and tensor.dtype not in FLOATS:
+                return None  # float64 does not hold every integer
             if tensor is not None:
                 numbers[name] = tensor.numpy().astype(np.float64).item()
     return (node.op_type, *(_rounded(number, dtype) for number in numbers.values()))
@@ -71,15 +72,18 @@ def _rounded(number: float | np.float32, dtype: ir.DataType | None) -> float:
 
 def constant_of(what: Key) -> Callable[[Array], Array]:
     """Return what an operator makes of constants, (n,) float64 to the same."""
-    if what[0] == "Cast":
-        return lambda values: values
-    numbers = what[1:]
-    if what[0] == "Selu":
-        numbers = ()
-    names = list(DEFAULTS.get(str(what[0]), {}))
-    given = {n: np.float64(str(v)) for n, v in zip(names, numbers, strict=False)}
-    with np.errstate(all="ignore"):
-        return lambda values: np.asarray(APPLY[str(what[0])](values, **given))
+    numbers = [np.float64(str(v)) for v in what[1:]] if what[0] != "Cast" else []
+    given = dict(zip(DEFAULTS.get(str(what[0]), {}), numbers, strict=False))
+
+    @np.errstate(all="ignore")
+    def results(values: Array) -> Array:
+        if what[0] == "Cast":
+            return values.astype(ir.DataType[str(what[1])].numpy()).astype(np.float64)
+        if what[0] == "Selu":
+            return np.asarray(APPLY["Elu"](values, numbers[0]) * numbers[1])
+        return np.asarray(APPLY[str(what[0])](values, **given))
+
+    return results
 
 
 def is_monotonic(what: Key) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from crelu_deploy.lowerings.values import constant
+from crelu_deploy.op import Array
 from crelu_deploy.proof.extents import Dims
 from crelu_deploy.proof.pointwise import is_monotonic
 from crelu_deploy.proof.terms import Family, Key, Vector
@@ -99,7 +100,7 @@ def pad(walk: Walk, node: ir.Node) -> Vector | None:
     if value.axis is not None and any(around.get(value.axis, ())):
         return None
     mode = node.attributes.get_string("mode", "constant")
-    filled = float((fill or [0.0])[0]) if mode == "constant" else 0.0
+    filled = (fill or [0.0])[0] if mode == "constant" else 0.0
     what = ("Pad", mode, tuple(sorted(around.items())), filled)
     if filled == 0:
         return _linear(walk, node, value, what)
@@ -114,9 +115,14 @@ def pad(walk: Walk, node: ir.Node) -> Vector | None:
 def _numbers(node: ir.Node, name: str, index: int) -> list[float] | None:
     """Return an attribute of old opsets, an input of new ones; [] for none, None if computed."""
     if name in node.attributes:
-        return [float(v) for v in np.ravel(node.attributes[name].value)]
+        return _exact(np.asarray(node.attributes[name].value))
     value = node.inputs[index] if index < len(node.inputs) else None
     if value is None:
         return []
     tensor = constant(value)
-    return None if tensor is None else [float(v) for v in np.ravel(tensor.numpy())]
+    return None if tensor is None else _exact(tensor.numpy())
+
+
+def _exact(array: Array) -> list[float]:
+    """Return numbers as Python's own; integers stay what they are."""
+    return [v if isinstance(v, int) else float(v) for v in array.ravel().tolist()]

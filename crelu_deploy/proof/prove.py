@@ -17,7 +17,7 @@ from crelu_deploy.proof.matching import Register
 from crelu_deploy.proof.telling import different
 from crelu_deploy.proof.terms import Terms, Vector
 from crelu_deploy.proof.views import whole
-from crelu_deploy.proof.walk import Walk
+from crelu_deploy.proof.walk import Walk, random_functions
 
 UNREADABLE = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError),
@@ -160,6 +160,7 @@ class _Judged:
         self._names = [
             {site.node: name for name, site in site_nodes(model).items()} for model in models
         ]
+        self._random = tuple(random_functions(model) for model in models)
         self._terms, self._numbers = Terms(), numbers
         self._register = Register(self._terms)
         self.roundings: dict[str, int] = {}
@@ -187,19 +188,28 @@ class _Judged:
         walk = Walk(self._terms, self._numbers, self._register, self._names[which])
         walk.mended.update(mended)
         walk.inferred = self._extents
+        walk.random = self._random[which]
         for i, value in enumerate(graph.inputs):
             walk.formal(value, i)
         walk.graph(graph)
         return walk
 
     def _fault(self, walks: Walks, one: Body, two: Body) -> Fault | None:
-        for expected, value in zip(one.outputs, two.outputs, strict=False):
+        for expected, value in zip(one.outputs, two.outputs, strict=True):
             wanted = walks.canonical.read(expected)
             single = whole(walks.terms, wanted), whole(walks.terms, walks.lowered.read(value))
-            if len(different(*single)):
+            if len(different(*single)) or not _alike_in_shape(walks.terms, *single):
                 try:
                     return fault_behind(walks, value, wanted, rule_of)
                 except UNREADABLE as error:
                     why = f"it is another value, and where cannot be followed: {error}"
                     return Fault("", f"output {value.name!r}: {why}", value, wanted)
         return None
+
+
+def _alike_in_shape(terms: Terms, one: Vector, two: Vector) -> bool:
+    """Whether tensors of one entry have one shape; those of one atom do."""
+    families = terms.lead(one), terms.lead(two)
+    dims = [family.dims for family in families]
+    known = dims[0] is not None and None not in dims[0] and dims[0] == dims[1]
+    return one.scale[0] != 0 or known or families[0].shape == families[1].shape

@@ -105,7 +105,7 @@ def gather(walk: Walk, node: ir.Node) -> Vector | None:
 def _entries(index: Array, extent: int, n: int) -> Array | None:
     """Return the entries that positions are those of; None where they are not whole ones."""
     total = n * extent
-    if len(index) % extent or ((index < -total) | (index >= total)).any():
+    if not len(index) or len(index) % extent or ((index < -total) | (index >= total)).any():
         return None
     rows = (index % total).reshape(-1, extent)
     whole = (rows - rows[:, :1] == np.arange(extent)).all() and not (rows[:, 0] % extent).any()

@@ -97,6 +97,16 @@ class Family:
         self.parts, first.opposite = ((1.0, first), (-1.0, second)), self
 
     @property
+    def shape(self) -> Key:
+        """What is equal only for families of one shape: what was done to which other's."""
+        steps, one = list[Hashable](), self
+        while one.source is not None:
+            if not (one.elementwise or one.kind == "affine"):
+                steps.append(one.what if one.kind == "each" else (one.kind, one.what[2:]))
+            one = one.source
+        return (*steps, one.base)
+
+    @property
     def members(self) -> Array:
         """All its atoms."""
         return np.arange(self.base, self.base + self.size)
@@ -124,14 +134,18 @@ class Vector:
         return len(self.atoms)
 
     @property
+    def arrays(self) -> tuple[Array, Array, Array]:
+        """The atoms, scales and shifts."""
+        return self.atoms, self.scale, self.shift
+
+    @property
     def plain(self) -> bool:
         """Whether every entry is an atom itself."""
         return bool((self.scale == 1).all() and (self.shift == 0).all())
 
     def key(self) -> Key:
         """Return what is equal for equal vectors."""
-        arrays = (self.atoms, self.scale, self.shift)
-        return (self.axis, *(array.tobytes() for array in arrays))
+        return (self.axis, *(array.tobytes() for array in self.arrays))
 
 
 def vector(
@@ -250,7 +264,7 @@ class Terms:
             at, number = index[left], number + 1
             if block.new == (self.frontier is not None):
                 self._fill(block, at, scale[left], shift[left])
-            same = (block.scale[at] == scale[left]) & (block.shift[at] == shift[left])
+            same = (block.scale[at] == scale[left]) & _equal(block.shift[at], shift[left])
             atoms[left[same]] = block.family.base + at[same]
             left = left[~same]
         return atoms
@@ -272,3 +286,7 @@ class Terms:
             new = self.frontier is not None
             family.blocks.append(Block(empty, np.zeros(n), none, made, new))
         return family.blocks[number]
+
+
+def _equal(one: Array, two: Array) -> Array:
+    return np.asarray((one == two) | (np.isnan(one) & np.isnan(two)))

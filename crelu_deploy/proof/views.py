@@ -37,7 +37,8 @@ def signed(terms: Terms, value: Vector, *, constants: bool = False) -> Vector:
     atoms, scale, shift = value.atoms.copy(), value.scale.copy(), value.shift.copy()
     for family, at in terms.groups(value.atoms[todo]):
         here = todo[at]
-        sign = np.where(scale[here] < 0, -1.0, 1.0)
+        negative = (scale[here] < 0) | ((scale[here] == 0) & (shift[here] < 0))
+        sign = np.where(negative, -1.0, 1.0)
         index = atoms[here] - family.base
         atoms[here] = terms.affine(family, index, np.abs(scale[here]), shift[here] * sign)
         scale[here], shift[here] = sign, 0
@@ -140,28 +141,31 @@ def along(terms: Terms, value: Vector, axis: int) -> Vector:
     if value.axis == axis:
         return value
     single = whole(terms, value)
-    inner = _opened(terms, terms.lead(single), axis)
+    family = terms.lead(single)
+    inner = replace(single, axis=axis, scale=np.ones(1), shift=np.zeros(1), layer=None)
+    if family.size == 1:  # and no row of a layer, which is not sliced
+        inner = _opened(terms, family, axis)
     scale, shift = float(single.scale[0]), float(single.shift[0])
     return vector(axis, inner.atoms, inner.scale * scale, inner.shift * scale + shift)
 
 
 def _opened(terms: Terms, family: Family, axis: int) -> Vector:
     """Return a family of one as a vector along an axis."""
-    single, source = vector(None, family.members), family.source
+    source = family.source
     if family.vector is not None and family.vector.axis == axis:
         return family.vector
-    if family.size == 1 and source is not None and family.kind == "affine":
+    if source is not None and family.kind == "affine":
         block = source.blocks[int(str(family.what[2]))]
         inner, scale = _opened(terms, source, axis), float(block.scale[0])
         shift = inner.shift * scale + float(block.shift[0])
         return vector(axis, inner.atoms, inner.scale * scale, shift)
-    if family.size == 1 and source is not None and family.elementwise:
+    if source is not None and family.elementwise:
         inner = _opened(terms, source, axis)
         signs = vector(axis, inner.atoms, inner.scale * family.sign, inner.shift * family.sign)
         return again(terms, signs, family)
     extent = family.dims[axis] if family.dims is not None and axis < 0 else None
-    if family.size > 1 or not isinstance(extent, int) or extent == 1:
-        return replace(single, axis=axis)
+    if not isinstance(extent, int) or extent < 2:
+        return vector(axis, family.members)
     return vector(axis, _slices(terms, family, axis, extent).members)
 
 

@@ -35,6 +35,18 @@ FLOAT_OPERANDS: Mapping[str, tuple[int, ...]] = {
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
+def random_functions(model: ir.Model) -> frozenset[tuple[str, str, str]]:
+    """Return the functions of which two calls compute different values."""
+    found, before = set[tuple[str, str, str]](), -1
+    while len(found) > before:  # functions call functions
+        before = len(found)
+        for name, body in model.functions.items():
+            nodes = ir.traversal.RecursiveGraphIterator(body)
+            if any(node.op_type in RANDOM or node.op_identifier() in found for node in nodes):
+                found.add(name)
+    return frozenset(found)
+
+
 class Walk:
     """The terms of one graph.
 
@@ -47,6 +59,7 @@ class Walk:
         inferred: Extents of values beyond those that are declared.
         mended: Values that are taken for what they should be, where a fault was found.
         roundings: Site -> how many roundings its weights are apart; of the lowered graph.
+        random: The functions of which two calls compute different values.
     """
 
     def __init__(
@@ -59,6 +72,7 @@ class Walk:
         self._named: dict[str | None, Vector] = {}
         self.inferred: Extents = {}
         self.names, self._random = names, Counter[Hashable]()
+        self.random: frozenset[tuple[str, str, str]] = frozenset()
 
     @property
     def lowered(self) -> bool:
@@ -119,7 +133,9 @@ class Walk:
             self.terms.site = ""
             return
         unread = not any(v.uses() or v.is_graph_output() for v in node.outputs[1:])
-        rule = rules.RULES.get(node.op_type) if node.domain == "" and unread else None
+        open_ = any(attribute.is_ref() for attribute in node.attributes.values())
+        read = node.domain == "" and unread and not open_
+        rule = rules.RULES.get(node.op_type) if read else None
         if node.op_type == "Constant" and constant(node.outputs[0]) is not None:
             return
         found = rule(self, node) if rule is not None else None
@@ -138,7 +154,7 @@ class Walk:
         key = _key((node.domain, node.op_type, node.overload), attributes, inputs, node.outputs)
         if len(given) < len(node.attributes):
             key = (*key, self._graphs(node, key))
-        if node.op_type in RANDOM:
+        if node.op_type in RANDOM or node.op_identifier() in self.random:
             self._random[key] += 1
             key = (*key, self._random[key])
         for i, output in enumerate(node.outputs):
