@@ -10,8 +10,8 @@ import onnx_ir as ir
 from crelu_deploy.op import Array
 from crelu_deploy.proof.constants import smallest_of, unit_of
 from crelu_deploy.proof.matching import REDUCED_SLACK, SLACK
-from crelu_deploy.proof.terms import Block, Terms, Vector, vector
-from crelu_deploy.proof.views import signed
+from crelu_deploy.proof.terms import Block, Family, Terms, Vector, vector
+from crelu_deploy.proof.views import derived, signed
 
 if TYPE_CHECKING:
     from crelu_deploy.proof.walk import Walk
@@ -36,13 +36,26 @@ def affine(
     """
     scales, atoms = value.scale * scale, value.atoms.copy()
     for family, at in walk.terms.groups(atoms):
-        atoms[at[scales[at] == 0]] = family.base
+        zero = at[scales[at] == 0]
+        if len(zero):
+            atoms[zero] = _fill(walk.terms, family).base
     result = vector(value.axis, atoms, scales, value.shift * scale + shift)
     if walk.lowered:
         return _known(walk, result, dtype)
     if noted:
         note(walk.terms, result)
     return result
+
+
+def _fill(terms: Terms, family: Family) -> Family:
+    """Return the atom that a constant in the place of a family's is written with, as a layer's."""
+    if family.layer is not None:
+        return terms.of(family.layer.fill())
+    inner = None if family.source is None else _fill(terms, family.source)
+    if inner is None or inner is family.source or family.kind != "each":
+        return family
+    more = {"node": family.node, "elementwise": family.elementwise, "unit": family.unit}
+    return derived(terms, inner, 1, family.what, family.dims, dtype=family.dtype, **more)
 
 
 def note(terms: Terms, value: Vector) -> None:

@@ -20,6 +20,9 @@ from crelu_deploy.proof.constants import cast, smallest_of, unit_of
 from crelu_deploy.proof.extents import Dims
 from crelu_deploy.proof.terms import Key, Terms, Vector
 
+FILL = ("a constant",)
+"""What the atoms of constant channels are."""
+
 CHUNK = 1 << 22
 """Weights that are compared at a time."""
 
@@ -211,11 +214,15 @@ class Layer:
 
     def fill(self) -> int:
         """Return the atom that a constant output channel is written with: it tells the shape."""
-        root = self.terms.lead(self.data)
-        while root.source is not None:
-            root = root.source
+        roots = [family for family, _ in self.terms.groups(self.data.atoms)]
+        for i, root in enumerate(roots):
+            while root.source is not None:
+                root = root.source
+            roots[i] = root
+        root = min(roots, key=lambda one: (one.what == FILL, one.base))
+        more = {"node": self.node, "what": FILL}
         key = ("fill", self.what, root.base)
-        return self.terms.family(key, "op", 1, self.dims, self.dtype, node=self.node).base
+        return self.terms.family(key, "op", 1, self.dims, self.dtype, **more).base
 
     def shifts(self) -> Array:
         """Return the bias of every row, (outputs, all else)."""

@@ -258,8 +258,8 @@ def _identical(layer: Layer, other: Layer, index: Array, rows: Rows) -> Array:
     return np.asarray(found)
 
 
-Pair = tuple[Array, Array, Array]
-"""Rows of two layers over the same atoms, and the sizes of the second's terms."""
+Pair = tuple[Array, Array, Array, Array]
+"""Rows of two layers over the same atoms, and the sizes of the terms of each."""
 
 
 def levels(
@@ -288,15 +288,17 @@ def levels(
 def _levels(
     layer: Layer, other: Layer, index: Array, rows: Rows, numbers: Numbers, pair: Pair
 ) -> Array:
-    got, expected, size = pair
+    got, expected, given_size, size = pair
     scale = rows.scale[:, None, None]
     expected, size = expected * scale, size * np.abs(scale)
-    found = _apart(got, expected, size, layer, numbers, layer.factor)
+    sizes = np.minimum(given_size, size), size
+    found = _apart(got, expected, sizes, layer, numbers, layer.factor)
     if layer.node.op_type != "MatMul":
         bias, shift = other.shifts()[rows.row] * rows.scale[:, None], rows.shift[:, None]
         size = np.abs(bias) + np.abs(shift)
         given = layer.shifts()[index]
-        apart = _apart(given, bias + shift, size, layer, numbers, layer.bias_factor)
+        sizes = np.abs(bias + shift), size
+        apart = _apart(given, bias + shift, sizes, layer, numbers, layer.bias_factor)
         found = np.maximum(found, apart)
     if layer.groups > 1:
         found[layer.group(index) != other.group(rows.row)] = 9
@@ -306,23 +308,31 @@ def _levels(
 def aligned(layer: Layer, other: Layer, index: Array, row: Array, basis: Basis | None) -> Pair:
     """Return rows of a lowered and a canonical layer over the same atoms."""
     first, second = layer.columns(basis), other.columns(basis)
-    got, _ = layer.rows(index, first)
+    got, given = layer.rows(index, first)
     expected, size = other.rows(row, second)
     one, two = first.keys, second.keys
     if np.array_equal(one, two):
-        return got, expected, size
+        return got, expected, given, size
     union = np.union1d(one[0], two[0])
-    wide = [np.zeros((len(index), len(union), got.shape[2])) for _ in range(3)]
-    wide[0][:, np.searchsorted(union, one[0])] = got
-    wide[1][:, np.searchsorted(union, two[0])] = expected
-    wide[2][:, np.searchsorted(union, two[0])] = size
-    return wide[0], wide[1], wide[2]
+    wide = [np.zeros((len(index), len(union), got.shape[2])) for _ in range(4)]
+    at, among = np.searchsorted(union, one[0]), np.searchsorted(union, two[0])
+    wide[0][:, at], wide[1][:, among] = got, expected
+    wide[2][:, at], wide[3][:, among] = given, size
+    return wide[0], wide[1], wide[2], wide[3]
 
 
 def _apart(
-    got: Array, expected: Array, size: Array, layer: Layer, numbers: Numbers, factor: float
+    got: Array,
+    expected: Array,
+    sizes: tuple[Array, Array],
+    layer: Layer,
+    numbers: Numbers,
+    factor: float,
 ) -> Array:
     """Return how many roundings the worst number of each row is apart.
+
+    Where several weights are summed, each was rounded once: a rounding is one of the first size,
+    that of the terms that were found. Those that were rewritten have the second.
 
     In a reduced precision the numbers were rounded before the factor that they are multiplied by.
     """
@@ -339,7 +349,8 @@ def _apart(
         expected = np.where(got == rounded, rounded, expected)
     same = (got == expected) | (np.isnan(got) & np.isnan(expected))
     error = np.abs(got - expected)
-    one = slack * layer.unit * np.abs(expected) + layer.smallest + OWN * size
+    first, size = np.maximum(sizes[0], np.abs(expected)), sizes[1]
+    one = slack * layer.unit * first + layer.smallest + OWN * size
     level = (~same).reshape(len(same), -1).any(1).astype(int)
     for number, most in ((2, one), (9, one + slack * layer.unit * size)):
         level[~(same | (error <= most)).reshape(len(same), -1).all(1)] = number
