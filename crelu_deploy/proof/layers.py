@@ -250,7 +250,7 @@ class Layer:
         """Return some rows in float64, (n, B, kernel), and the sums of their terms' sizes."""
         found = self.weight[index[:, None], columns.order].astype(np.float64)
         found *= columns.coefficients[self.group(index)][:, :, None] * self.factor
-        if not columns.sums or not found.shape[1]:
+        if columns.most == 1 or not found.shape[1]:
             return found, np.abs(found)
         sums = np.add.reduceat(found, columns.starts, axis=1)
         return sums, np.add.reduceat(np.abs(found, out=found), columns.starts, axis=1)
