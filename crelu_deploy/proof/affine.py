@@ -20,6 +20,10 @@ MOVES = ("Transpose", "reshape")
 """What commutes with a scale: a layer before it may have taken the scale into its weights."""
 
 
+MOST = 2
+"""Roundings that a number may be from the canonical one, all nodes on the way together."""
+
+
 def affine(
     walk: Walk,
     value: Vector,
@@ -54,8 +58,13 @@ def _fill(terms: Terms, family: Family) -> Family:
     inner = None if family.source is None else _fill(terms, family.source)
     if inner is None or inner is family.source or family.kind != "each":
         return family
-    more = {"node": family.node, "elementwise": family.elementwise, "unit": family.unit}
-    return derived(terms, inner, 1, family.what, family.dims, dtype=family.dtype, **more)
+    return derived(
+        *(terms, inner, 1, family.what, family.dims),
+        node=family.node,
+        elementwise=family.elementwise,
+        dtype=family.dtype,
+        unit=family.unit,
+    )
 
 
 def note(terms: Terms, value: Vector) -> None:
@@ -73,7 +82,7 @@ def note(terms: Terms, value: Vector) -> None:
 def _known(walk: Walk, value: Vector, dtype: ir.DataType) -> Vector:
     scale, shift = value.scale.copy(), value.shift.copy()
     open_ = (scale != 0) & ((np.abs(scale) != 1) | (shift != 0))
-    kind = np.dtype(dtype.numpy())
+    kind, drift = np.dtype(dtype.numpy()), walk.drifting
     for family, at in walk.terms.groups(value.atoms):
         for block in family.blocks:
             here = at[open_[at]]
@@ -84,12 +93,18 @@ def _known(walk: Walk, value: Vector, dtype: ir.DataType) -> Vector:
             wanted = block.scale[index] * sign, block.shift[index] * sign
             exact = (wanted[0] == scale[here]) & (wanted[1] == shift[here])
             close = exact | _close(walk, block, index, wanted, (scale[here], shift[here]), kind)
+            apart = [close & (wanted[i] != got[here]) for i, got in enumerate((scale, shift))]
+            first, second = (walk.drifting[i] + bool(apart[i].any()) for i in range(2))
+            if max(first, second) > MOST and (close & ~exact).any():
+                close, first, second = exact, *walk.drifting
+            drift = max(drift[0], first), max(drift[1], second)
             for number in np.unique(block.sites[index[close & ~exact]]):
                 if number >= 0:
-                    walk.note(walk.terms.sites[number], 1)
+                    walk.note(walk.terms.sites[number], max(first, second))
             done = here[close]
             scale[done], shift[done] = wanted[0][close], wanted[1][close]
             open_[done] = False
+    walk.drifting = drift
     return vector(value.axis, value.atoms, scale, shift)
 
 

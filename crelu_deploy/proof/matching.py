@@ -352,8 +352,9 @@ def _together(terms: Terms, keys: Array, size: Array) -> Array:
         if pair is not None:
             root[at] += (pair.parts[1][1].base - family.base) * OFFSETS
     _, same = np.unique(root, return_inverse=True)
-    found = np.zeros((len(size), int(same.max(initial=-1)) + 1, size.shape[2]))
-    np.add.at(found, (slice(None), same), size)
+    order = np.argsort(same, kind="stable")
+    starts = np.flatnonzero(np.diff(same[order], prepend=-1))
+    found = np.add.reduceat(size[:, order], starts, axis=1)
     return np.asarray(found[:, same])
 
 
