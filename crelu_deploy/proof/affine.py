@@ -10,14 +10,18 @@ import onnx_ir as ir
 from crelu_deploy.op import Array
 from crelu_deploy.proof.constants import smallest_of, unit_of
 from crelu_deploy.proof.matching import REDUCED_SLACK, SLACK
-from crelu_deploy.proof.terms import Block, Terms, Vector, vector
-from crelu_deploy.proof.views import signed
+from crelu_deploy.proof.terms import Block, Family, Terms, Vector, vector
+from crelu_deploy.proof.views import derived, signed
 
 if TYPE_CHECKING:
     from crelu_deploy.proof.walk import Walk
 
 MOVES = ("Transpose", "reshape")
 """What commutes with a scale: a layer before it may have taken the scale into its weights."""
+
+
+MOST = 2
+"""Roundings that a number may be from the canonical one, all nodes on the way together."""
 
 
 def affine(
@@ -39,7 +43,9 @@ def affine(
     with np.errstate(all="ignore"):
         scales, atoms = value.scale * scale, value.atoms.copy()
     for family, at in walk.terms.groups(atoms):
-        atoms[at[scales[at] == 0]] = family.base
+        zero = at[scales[at] == 0]
+        if len(zero):
+            atoms[zero] = _fill(walk.terms, family).base
     with np.errstate(all="ignore"):
         result = vector(value.axis, atoms, scales, value.shift * scale + shift)
     if np.isnan(result.scale).any() or np.isnan(result.shift).any():
@@ -49,6 +55,22 @@ def affine(
     if noted:
         note(walk.terms, result)
     return result
+
+
+def _fill(terms: Terms, family: Family) -> Family:
+    """Return the atom that a constant in the place of a family's is written with, as a layer's."""
+    if family.layer is not None:
+        return terms.of(family.layer.fill())
+    inner = None if family.source is None else _fill(terms, family.source)
+    if inner is None or inner is family.source or family.kind != "each":
+        return family
+    return derived(
+        *(terms, inner, 1, family.what, family.dims),
+        node=family.node,
+        elementwise=family.elementwise,
+        dtype=family.dtype,
+        unit=family.unit,
+    )
 
 
 def note(terms: Terms, value: Vector) -> None:
@@ -65,7 +87,7 @@ def note(terms: Terms, value: Vector) -> None:
 def _known(walk: Walk, value: Vector, dtype: ir.DataType) -> Vector:
     scale, shift = value.scale.copy(), value.shift.copy()
     open_ = (scale != 0) & ((np.abs(scale) != 1) | (shift != 0))
-    kind = np.dtype(dtype.numpy())
+    kind, drift = np.dtype(dtype.numpy()), walk.drifting
     for family, at in walk.terms.groups(value.atoms):
         for block in family.blocks:
             here = at[open_[at]]
@@ -76,12 +98,18 @@ def _known(walk: Walk, value: Vector, dtype: ir.DataType) -> Vector:
             wanted = block.scale[index] * sign, block.shift[index] * sign
             exact = (wanted[0] == scale[here]) & (wanted[1] == shift[here])
             close = exact | _close(walk, block, index, wanted, (scale[here], shift[here]), kind)
+            apart = [close & (wanted[i] != got[here]) for i, got in enumerate((scale, shift))]
+            first, second = (walk.drifting[i] + bool(apart[i].any()) for i in range(2))
+            if max(first, second) > MOST and (close & ~exact).any():
+                close, first, second = exact, *walk.drifting
+            drift = max(drift[0], first), max(drift[1], second)
             for number in np.unique(block.sites[index[close & ~exact]]):
                 if number >= 0:
-                    walk.note(walk.terms.sites[number], 1)
+                    walk.note(walk.terms.sites[number], max(first, second))
             done = here[close]
             scale[done], shift[done] = wanted[0][close], wanted[1][close]
             open_[done] = False
+    walk.drifting = drift
     return vector(value.axis, value.atoms, scale, shift)
 
 

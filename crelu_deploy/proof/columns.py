@@ -33,14 +33,14 @@ class Columns:
         order: (M,) which column of the weight each term is.
         coefficients: (groups, M) what it is multiplied by.
         starts: (B,) where the terms of each key begin.
-        sums: Whether some key has more than one term.
+        most: How many terms a key has at most.
     """
 
     keys: Array
     order: Array
     coefficients: Array
     starts: Array
-    sums: bool
+    most: int
 
 
 def columns_of(
@@ -54,12 +54,13 @@ def columns_of(
     if groups > 1:
         keys = np.where(scale == 0, -1, keys).reshape(groups, -1)
         scale, same = scale.reshape(keys.shape), np.arange(keys.shape[1])
-        return Columns(keys, same, scale, same, sums=False)
+        return Columns(keys, same, scale, same, 1)
     keys, order, coefficients = _expanded(terms, atoms, keys, scale, basis)
     ascending = np.argsort(keys, kind="stable")
     keys, order, coefficients = keys[ascending], order[ascending], coefficients[ascending]
     unique, starts = np.unique(keys, return_index=True)
-    return Columns(unique[None], order, coefficients[None], starts, len(unique) < len(keys))
+    most = int(np.diff(starts, append=len(keys)).max(initial=1))
+    return Columns(unique[None], order, coefficients[None], starts, most)
 
 
 def _expanded(

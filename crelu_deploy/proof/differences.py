@@ -181,7 +181,8 @@ def _weights(
     scale, shift = float(expected.scale[first[0]]), float(expected.shift[first[0]])
     where = f"output channel {positions(at)}: "
     basis = None if made.data.key() == other.data.key() else made.basis
-    got, wanted, _ = aligned(made, other, first, row, basis)
+    pair = aligned(made, other, first, row, basis)
+    got, wanted = pair.got, pair.expected
     bias = (other.shifts()[row[0]] * scale + shift).ravel(), made.shifts()[first[0]].ravel()
     for limit in (4 * made.unit, 0.0):
         wrong = np.argwhere(~np.isclose(got[0], wanted[0] * scale, rtol=limit, atol=0))

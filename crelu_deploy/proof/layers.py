@@ -20,6 +20,9 @@ from crelu_deploy.proof.constants import cast, smallest_of, unit_of
 from crelu_deploy.proof.extents import Dims
 from crelu_deploy.proof.terms import Key, Terms, Vector
 
+FILL = ("a constant",)
+"""What the atoms of constant channels are."""
+
 CHUNK = 1 << 22
 """Weights that are compared at a time."""
 
@@ -211,8 +214,11 @@ class Layer:
 
     def fill(self) -> int:
         """Return the atom that a constant output channel is written with: it tells the shape."""
-        key = ("fill", self.what, self.terms.lead(self.data).shape)
-        return self.terms.family(key, "op", 1, self.dims, self.dtype, node=self.node).base
+        read = [family for family, _ in self.terms.groups(self.data.atoms)]
+        one = min(read, key=lambda family: (family.what == FILL, family.base))
+        key = ("fill", self.what, one.shape)
+        more = {"node": self.node, "what": FILL}
+        return self.terms.family(key, "op", 1, self.dims, self.dtype, **more).base
 
     def shifts(self) -> Array:
         """Return the bias of every row, (outputs, all else)."""
@@ -240,7 +246,7 @@ class Layer:
         """Return some rows in float64, (n, B, kernel), and the sums of their terms' sizes."""
         found = self.weight[index[:, None], columns.order].astype(np.float64)
         found *= columns.coefficients[self.group(index)][:, :, None] * self.factor
-        if not columns.sums or not found.shape[1]:
+        if columns.most == 1 or not found.shape[1]:
             return found, np.abs(found)
         sums = np.add.reduceat(found, columns.starts, axis=1)
         return sums, np.add.reduceat(np.abs(found, out=found), columns.starts, axis=1)

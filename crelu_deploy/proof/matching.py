@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from crelu_deploy.op import Array
-from crelu_deploy.proof.columns import Basis
+from crelu_deploy.proof.columns import OFFSETS, Basis
 from crelu_deploy.proof.constants import Numbers, cast
 from crelu_deploy.proof.layers import CHUNK, Layer
 from crelu_deploy.proof.terms import Key, Terms
@@ -222,24 +222,26 @@ def _accept(
         return
     allowed = (rows.site >= 0).astype(int)
     apart = ~_identical(layer, other, index, rows)
-    level = np.where(apart, 9, 0)
+    level = np.where(apart, 9.0, 0.0)
     if not other.sites or np.array_equal(layer.columns(None).keys, other.columns(None).keys):
         level[apart] = levels(layer, other, index[apart], rows.where(apart), numbers)
-    rewritten = level > allowed
+    rewritten = np.floor(level) > allowed
     if rewritten.any() and other.sites:
         part = rows.where(rewritten)
         again = levels(layer, other, index[rewritten], part, numbers, layer.basis)
         level[rewritten] = again
         allowed[rewritten] += bool(other.sites)
-    good = level <= np.minimum(allowed, most)
+    good = np.floor(level) <= np.minimum(allowed, most)
     index, rows, level = index[good], rows.where(good), level[good]
     found.atoms[index], found.scale[index] = other.base + rows.row, rows.scale
     found.shift[index] = 0 if layer.node.op_type == "MatMul" else rows.shift
     if not level.any():
         return
+    terms = np.where(rewritten[good], layer.columns(layer.basis).most, layer.columns(None).most)
+    told = np.floor(level) * np.where(level % 1 == SUMMED, terms, 1)
     names = {layer.terms.sites[i] for i in rows.site[level > 0] if i >= 0} | other.sites
     for name in names:
-        found.roundings[name] = max(found.roundings.get(name, 0), int(level.max()))
+        found.roundings[name] = max(found.roundings.get(name, 0), int(told.max()))
 
 
 def _identical(layer: Layer, other: Layer, index: Array, rows: Rows) -> Array:
@@ -258,8 +260,27 @@ def _identical(layer: Layer, other: Layer, index: Array, rows: Rows) -> Array:
     return np.asarray(found)
 
 
-Pair = tuple[Array, Array, Array]
-"""Rows of two layers over the same atoms, and the sizes of the second's terms."""
+SUMMED = 0.5
+"""What is added to a number of roundings that are those of every term of a sum."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Rows of a lowered and a canonical layer over the same atoms.
+
+    Attributes:
+        got: (n, B, kernel) the lowered rows.
+        expected: The canonical ones.
+        given: The sizes of the lowered rows' terms.
+        size: The sizes of the canonical rows' terms.
+        most: These of ``x``, ``relu(x)`` and ``relu(-x)`` together, where terms were summed.
+    """
+
+    got: Array
+    expected: Array
+    given: Array
+    size: Array
+    most: Array
 
 
 def levels(
@@ -272,9 +293,11 @@ def levels(
 ) -> Array:
     """Return how many roundings rows are apart from those proposed: 0, 1, 2, or 9 for more.
 
+    ``SUMMED`` is added where they are those of every term of a sum.
+
     The rows are over the atoms that are read, or over their terms in a basis.
     """
-    found = np.empty(len(index), int)
+    found = np.empty(len(index))
     step = max(1, CHUNK // max(1, layer.weight[:1].size + other.weight[:1].size))
     for start in range(0, len(index), step):
         part = np.zeros(len(index), bool)
@@ -288,15 +311,16 @@ def levels(
 def _levels(
     layer: Layer, other: Layer, index: Array, rows: Rows, numbers: Numbers, pair: Pair
 ) -> Array:
-    got, expected, size = pair
     scale = rows.scale[:, None, None]
-    expected, size = expected * scale, size * np.abs(scale)
-    found = _apart(got, expected, size, layer, numbers, layer.factor)
+    expected, size = pair.expected * scale, pair.size * np.abs(scale)
+    sizes = np.minimum(pair.given, pair.most * np.abs(scale)), size
+    found = _apart(pair.got, expected, sizes, layer, numbers, layer.factor)
     if layer.node.op_type != "MatMul":
         bias, shift = other.shifts()[rows.row] * rows.scale[:, None], rows.shift[:, None]
         size = np.abs(bias) + np.abs(shift)
         given = layer.shifts()[index]
-        apart = _apart(given, bias + shift, size, layer, numbers, layer.bias_factor)
+        sizes = np.abs(bias + shift), size
+        apart = _apart(given, bias + shift, sizes, layer, numbers, layer.bias_factor)
         found = np.maximum(found, apart)
     if layer.groups > 1:
         found[layer.group(index) != other.group(rows.row)] = 9
@@ -306,23 +330,46 @@ def _levels(
 def aligned(layer: Layer, other: Layer, index: Array, row: Array, basis: Basis | None) -> Pair:
     """Return rows of a lowered and a canonical layer over the same atoms."""
     first, second = layer.columns(basis), other.columns(basis)
-    got, _ = layer.rows(index, first)
+    got, given = layer.rows(index, first)
     expected, size = other.rows(row, second)
     one, two = first.keys, second.keys
-    if np.array_equal(one, two):
-        return got, expected, size
-    union = np.union1d(one[0], two[0])
-    wide = [np.zeros((len(index), len(union), got.shape[2])) for _ in range(3)]
-    wide[0][:, np.searchsorted(union, one[0])] = got
-    wide[1][:, np.searchsorted(union, two[0])] = expected
-    wide[2][:, np.searchsorted(union, two[0])] = size
-    return wide[0], wide[1], wide[2]
+    if not np.array_equal(one, two):
+        union = np.union1d(one[0], two[0])
+        wide = [np.zeros((len(index), len(union), got.shape[2])) for _ in range(4)]
+        at, among = np.searchsorted(union, one[0]), np.searchsorted(union, two[0])
+        wide[0][:, at], wide[1][:, at] = got, given
+        wide[2][:, among], wide[3][:, among] = expected, size
+        (got, given, expected, size), one = wide, union[None]
+    most = _together(layer.terms, one[0], size) if first.most > 1 else size
+    return Pair(got, expected, given, size, most)
+
+
+def _together(terms: Terms, keys: Array, size: Array) -> Array:
+    """Sum sizes over ``x``, ``relu(x)`` and ``relu(-x)``, of which each two make the third."""
+    root = keys.copy()
+    for family, at in terms.groups(keys // OFFSETS):
+        pair = family if family.parts else family.opposite
+        if pair is not None:
+            root[at] += (pair.parts[1][1].base - family.base) * OFFSETS
+    _, same = np.unique(root, return_inverse=True)
+    order = np.argsort(same, kind="stable")
+    starts = np.flatnonzero(np.diff(same[order], prepend=-1))
+    found = np.add.reduceat(size[:, order], starts, axis=1)
+    return np.asarray(found[:, same])
 
 
 def _apart(
-    got: Array, expected: Array, size: Array, layer: Layer, numbers: Numbers, factor: float
+    got: Array,
+    expected: Array,
+    sizes: tuple[Array, Array],
+    layer: Layer,
+    numbers: Numbers,
+    factor: float,
 ) -> Array:
     """Return how many roundings the worst number of each row is apart.
+
+    Where several weights are summed, each was rounded once: a rounding is one of the first size,
+    that of the terms that were found. Those that were rewritten have the second.
 
     In a reduced precision the numbers were rounded before the factor that they are multiplied by.
     """
@@ -339,8 +386,11 @@ def _apart(
         expected = np.where(got == rounded, rounded, expected)
     same = (got == expected) | (np.isnan(got) & np.isnan(expected))
     error = np.abs(got - expected)
-    one = slack * layer.unit * np.abs(expected) + layer.smallest + OWN * size
-    level = (~same).reshape(len(same), -1).any(1).astype(int)
-    for number, most in ((2, one), (9, one + slack * layer.unit * size)):
-        level[~(same | (error <= most)).reshape(len(same), -1).all(1)] = number
-    return np.asarray(level)
+    size, unit, found = sizes[1], slack * layer.unit, list[Array]()
+    for first in (np.abs(expected), np.maximum(sizes[0], np.abs(expected))):
+        one = unit * first + layer.smallest + OWN * size
+        level = (~same).reshape(len(same), -1).any(1).astype(float)
+        for number, most in ((2, one), (9, one + unit * size)):
+            level[~(same | (error <= most)).reshape(len(same), -1).all(1)] = number
+        found.append(level)
+    return np.asarray(found[1] + SUMMED * (found[0] > found[1]))

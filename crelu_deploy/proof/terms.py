@@ -266,6 +266,9 @@ class Terms:
                 self._fill(block, at, scale[left], shift[left])
             same = (block.scale[at] == scale[left]) & _equal(block.shift[at], shift[left])
             atoms[left[same]] = block.family.base + at[same]
+            if self.site and self.frontier is None:  # a site's number may be that of a step too
+                met = at[same & (block.sites[at] < 0)]
+                block.sites[met] = self.sites.index(self.site)
             left = left[~same]
         return atoms
 

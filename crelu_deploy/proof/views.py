@@ -20,6 +20,9 @@ from crelu_deploy.proof.terms import Family, Key, Terms, Vector, vector
 Make = Callable[[Family, int], tuple[Family, int]]
 """From a family and the sign of its members to the family and the sign of the results."""
 
+ODD = "Cast"
+"""The operator of which ``f(-x) = -f(x)``: here its types are those of floating point only."""
+
 Constant = Callable[[Array], Array]
 """From constants to an operator's results."""
 
@@ -118,6 +121,9 @@ def elementwise(
     """Apply an operator that works on each element alone, a key of ``POINTWISE``, to a vector."""
 
     def make(family: Family, sign: int) -> tuple[Family, int]:
+        if what[0] == ODD:
+            return _cast(terms, family, what, node, dtype), sign
+
         def on(sign: int) -> Family:
             return derived(
                 *(terms, family, sign, what, None), node=node, elementwise=True, dtype=dtype
@@ -129,6 +135,17 @@ def elementwise(
         return made, 1
 
     return each(terms, value, make, constant_of(what))
+
+
+def _cast(
+    terms: Terms, family: Family, what: Key, node: ir.Node | None, dtype: ir.DataType | None
+) -> Family:
+    """Cast to another floating-point type; of ``relu(x)`` it is ``relu`` of the cast."""
+    if family.what != ("Relu",) or family.source is None:
+        return derived(terms, family, 1, what, None, node=node, elementwise=True, dtype=dtype)
+    inner = _cast(terms, family.source, what, node, dtype)
+    sign = np.full(inner.size, family.sign)
+    return terms.lead(elementwise(terms, vector(None, inner.members, sign), ("Relu",), node))
 
 
 def again(terms: Terms, value: Vector, like: Family) -> Vector:
@@ -212,14 +229,20 @@ def unfolded(terms: Terms, value: Vector) -> Vector:
 def _collapsed(terms: Terms, value: Vector) -> Vector:
     if len(value) == 1:
         return replace(value, axis=None, layer=None)
-    if not len(value) or not value.plain:
+    first = terms.lead(value) if len(value) else None
+    if first is None or not (value.plain or _is_odd(value, first)):
         return _interned(terms, value)
-    first = terms.lead(value)
-    sliced = first.kind == "slices" and first.what[2] == value.axis
+    sliced = first.kind == "slices" and first.what[2] == value.axis and value.plain
     if sliced and np.array_equal(value.atoms, first.members):
         return vector(None, np.array([first.what[1]]))
     inner = _peeled(terms, value, first)
     return _interned(terms, value) if inner is None else again(terms, whole(terms, inner), first)
+
+
+def _is_odd(value: Vector, first: Family) -> bool:
+    """Whether an odd operator made all entries, some of which are negated."""
+    signs = (np.abs(value.scale) == 1).all() and not value.shift.any()
+    return bool(first.what[:1] == (ODD,) and signs)
 
 
 def _peeled(terms: Terms, value: Vector, first: Family) -> Vector | None:
@@ -231,7 +254,7 @@ def _peeled(terms: Terms, value: Vector, first: Family) -> Vector | None:
         if family.what != first.what or family.source is None or not family.elementwise:
             return None
         atoms[at] = value.atoms[at] - family.base + family.source.base
-        scale[at] = family.sign
+        scale[at] = family.sign * value.scale[at]
     return vector(value.axis, atoms, scale)
 
 

@@ -14,6 +14,7 @@ from crelu_deploy.proof.constants import Numbers, attributes_of
 from crelu_deploy.proof.extents import Dims, dims_of
 from crelu_deploy.proof.inferred import Extents
 from crelu_deploy.proof.matching import Register
+from crelu_deploy.proof.pointwise import APPLY
 from crelu_deploy.proof.terms import Terms, Vector, vector
 from crelu_deploy.proof.views import whole
 
@@ -60,6 +61,9 @@ class Walk:
         mended: Values that are taken for what they should be, where a fault was found.
         roundings: Site -> how many roundings its weights are apart; of the lowered graph.
         random: The functions of which two calls compute different values.
+        drift: Value -> how many roundings its scales and its shifts are from the canonical ones
+            that they were taken for.
+        drifting: Those of what is read and computed now.
     """
 
     def __init__(
@@ -69,6 +73,8 @@ class Walk:
         self.values: dict[ir.Value, Vector] = {}
         self.mended: dict[ir.Value, Vector] = {}
         self.roundings: dict[str, int] = {}
+        self.drift: dict[ir.Value | None, tuple[int, int]] = {}
+        self.drifting = (0, 0)
         self._named: dict[str | None, Vector] = {}
         self.inferred: Extents = {}
         self.names, self._random = names, Counter[Hashable]()
@@ -125,6 +131,8 @@ class Walk:
 
     def node(self, node: ir.Node) -> None:
         """Give the outputs of a node their terms."""
+        known = [(0, 0), *(self.drift.get(value, (0, 0)) for value in node.inputs)]
+        self.drifting = max(one for one, _ in known), max(two for _, two in known)
         if node.domain == DOMAIN and node.op_type in NODE_TYPES:
             self.terms.site = self.names.get(node, node.name or node.op_type)
             if self.terms.site not in self.terms.sites:
@@ -141,6 +149,8 @@ class Walk:
         found = rule(self, node) if rule is not None else None
         if found is not None:
             self.values[node.outputs[0]] = found
+            if any(self.drifting) and node.op_type not in APPLY:  # that is of atoms of its own
+                self.drift[node.outputs[0]] = self.drifting
         else:
             self._opaque(node)
 
