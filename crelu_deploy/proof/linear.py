@@ -173,11 +173,10 @@ def _named(walk: Walk, key: Key, made: Layer, axis: int) -> Vector:
     found = match(made, walk.register, walk.numbers)
     _note(walk, found.roundings)
     made.roundings = found.roundings
-    if (
-        found.roundings
-        and ((found.scale != 0) & ((np.abs(found.scale) != 1) | (found.shift != 0))).any()
-    ):
-        walk.drifting = max(walk.drifting[0], 1), max(walk.drifting[1], 1)
+    if found.roundings:
+        scaled, shifted = (np.abs(found.scale) != 1) & (found.scale != 0), found.shift != 0
+        apart = int(scaled.any()), int((shifted & (found.scale != 0)).any())
+        walk.drifting = max(walk.drifting[0], apart[0]), max(walk.drifting[1], apart[1])
     unknown = found.atoms < 0
     if unknown.any():
         more = {"node": made.node, "layer": made, "what": made.what, "unit": axis}
