@@ -78,8 +78,7 @@ def test_what_is_proved_computes_the_same(network: Network, seed: int) -> None:
 
 @pytest.mark.parametrize("start", range(1000, 1400, 100))
 def test_many_values_that_are_one_term_are_equal(start: int) -> None:
-    for seed in range(start, start + 100):
-        compare_drawn(seed)
+    assert sum(map(compare_drawn, range(start, start + 100))) > 4000
 
 
 def values_of(result: ir.Model, x: np.ndarray) -> Arrays:
@@ -101,4 +100,4 @@ def test_one_term_in_a_lowered_network_is_one_value(network: Network, seed: int)
     changed = lower(canonical, str(random.choice(list(LOWERINGS)))).model
     KINDS[str(random.choice(list(KINDS)))](Graph(changed, random))
     x = np.nan_to_num(network.x, posinf=2, neginf=-2)
-    compared([(model, values_of(model, x)) for model in (canonical, changed)])
+    assert compared([(model, values_of(model, x)) for model in (canonical, changed)]) >= 0
