@@ -6,7 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from proof_drawn import INPUTS, Drawn, Pool
 from proof_pairs import DIFFERENT, SAME, Pair
+from proof_terms import compared
 from test_proof import check_proved
 
 from crelu_deploy.proof import prove
@@ -37,3 +39,21 @@ def test_graphs_that_differ_are_not_proved(name: str) -> None:
 @pytest.mark.parametrize("name", SAME)
 def test_graphs_that_do_not_differ_are_proved(name: str) -> None:
     check_proved(*SAME[name].models())
+
+
+def compare_drawn(seed: int) -> int:
+    """Draw two graphs over the same inputs and constants, and compare what is one term."""
+    random = np.random.default_rng(seed)
+    shapes = INPUTS[int(random.integers(len(INPUTS)))]
+    inputs = {n: random.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+    pool: Pool = {}
+    drawn = [Drawn(random, inputs, pool) for _ in range(2)]
+    for one in drawn:
+        one.grow(60)
+    declared, symbolic = random.random(2) < 0.5
+    models = [one.model(declared=bool(declared), symbolic=bool(symbolic)) for one in drawn]
+    return compared([(m, one.known) for m, one in zip(models, drawn, strict=True)])
+
+
+def test_values_that_are_one_term_are_equal() -> None:
+    assert sum(map(compare_drawn, range(12))) > 400
