@@ -123,7 +123,7 @@ def _check_proto(path: Path, proto: onnx.ModelProto) -> None:
         names = Counter(tensor.name for tensor in graph.initializer)
         names.update(sparse.values.name for sparse in graph.sparse_initializer)
         if twice := [name for name, count in names.items() if count > 1]:
-            raise UnsupportedModel(f"{path}: {len(twice)} weights are there twice: {twice[0]!r}")
+            raise UnsupportedModel(f"{path}: weight {twice[0]!r} is there twice")
         for tensor in graph.initializer:
             if sum(bool(len(getattr(tensor, field))) for field in _DATA) > 1:
                 raise UnsupportedModel(f"{path}: weight {tensor.name!r} has its numbers twice")

@@ -239,7 +239,7 @@ MODELS: dict[str, tuple[Callable[[], bytes], str]] = {
     "odd-data": (lambda: convolution(tensor([4, 2, 1, 1], bytes(7))), "weight 'w' does not"),
     "no-data": (lambda: convolution(tensor([4, 2, 1, 1], b"")), "weight 'w' does not"),
     "unknown-type": (lambda: convolution(tensor([4, 2], bytes(32), 77)), "not a readable ONNX"),
-    "weight-twice": (lambda: convolution(whole(), whole(EIGHT[:2])), ""),
+    "weight-twice": (lambda: convolution(whole(), whole(EIGHT[:2])), "is there twice"),
     "nan": (lambda: convolution(whole(EIGHT * np.nan)), ""),
     "inf": (lambda: convolution(whole(EIGHT * np.inf)), ""),
     "escapes": (lambda: spelled(ESCAPES), ""),

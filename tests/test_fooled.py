@@ -81,8 +81,8 @@ def two_contents(proto: onnx.ModelProto) -> None:
 
 
 AMBIGUOUS = {
-    "a weight twice": (doubled, "weights are there twice"),
-    "a sparse one too": (sparse, "weights are there twice"),
+    "a weight twice": (doubled, "is there twice"),
+    "a sparse one too": (sparse, "is there twice"),
     "two contents": (two_contents, "has its numbers twice"),
 }
 

@@ -73,8 +73,8 @@ def test_recorded_inputs_are_not_what_a_module_made_of_them(tmp_path: Path) -> N
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "random": (lambda: Written(torch.rand_like), "two answers to the same input: output output"),
-    "stateful": (Counting, "two answers to the same input: output output differs"),
+    "random": (lambda: Written(torch.rand_like), "two answers to the same input: 'output'"),
+    "stateful": (Counting, "two answers to the same input: 'output' differs"),
     "nan": (lambda: Written(lambda y: y * torch.nan), "NaN or infinite in 48 of 48 .*--allow-nan"),
     "one-nan": (lambda: Written(torch.sqrt), "NaN or infinite in .*on sample 0"),
     "infinite": (lambda: Written(lambda y: y / 0.0), "'output' is NaN or infinite in 48 of 48"),

@@ -21,7 +21,7 @@ def inferred(model: ir.Model) -> Extents:
     """
     found = dict(_formals(model))
     values = [v for node in model.graph for v in node.outputs if v.uses() and _is_open(v)]
-    if not values:
+    if not values or any(_rounds_up(node) for node in model.graph):
         return found
     shapes = inferred_shapes(model)
     for value in values:
@@ -48,6 +48,11 @@ def _formals(model: ir.Model) -> Iterator[tuple[ir.Value, Dims]]:
         (dims, *more) = given
         if dims is not None and not more:
             yield formal, dims
+
+
+def _rounds_up(node: ir.Node) -> bool:
+    """Whether a pool rounds its extent up: ONNX infers one more than runtimes compute at times."""
+    return node.attributes.get_int("ceil_mode", 0) == 1
 
 
 def _is_open(value: ir.Value) -> bool:
