@@ -46,7 +46,7 @@ class Witness:
     @cached_property
     def samples(self) -> Mapping[int, Sample]:
         """The samples that are looked at, by number."""
-        return telling(self.bundle.samples, self.bundle.manifest.get("searched", 0))
+        return telling(self.bundle.samples, self.bundle.searched)
 
     @cached_property
     def known(self) -> Mapping[int, Arrays]:

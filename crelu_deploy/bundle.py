@@ -25,7 +25,7 @@ from crelu_deploy.manifest import MANIFEST, read_manifest
 from crelu_deploy.modelfile import read_file
 from crelu_deploy.preprocessing import Preprocessing
 from crelu_deploy.runner import TensorSpec
-from crelu_deploy.samples import Sample, load_samples
+from crelu_deploy.samples import Sample, load_samples, usual
 from crelu_deploy.staging import is_scratch, reason, scratch, staged_file, write_text
 from crelu_deploy.targets import FUNCTION, Target
 from crelu_deploy.writing import write_model
@@ -117,8 +117,12 @@ class Bundle:
 
         What is reduced in precision is made for usual values, and judged by them.
         """
-        samples = self.samples
-        return samples[: max(1, len(samples) - self.manifest.get("searched", 0))]
+        return usual(self.samples, self.searched)
+
+    @property
+    def searched(self) -> int:
+        """How many of the last samples were searched."""
+        return int(self.manifest.get("searched", 0))
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

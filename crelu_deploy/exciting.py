@@ -47,19 +47,6 @@ class Program:
     batched: bool
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a search found.
-
-    Attributes:
-        coverage: What fires on the samples and on the calls that were found.
-        calls: Inputs that make more fire than the samples do.
-    """
-
-    coverage: Coverage
-    calls: tuple[Arrays, ...]
-
-
 class Reader(torch.fx.Interpreter):
     """Runs a program up to the last value that is wanted, keeps those, counts multiplications."""
 
@@ -149,31 +136,29 @@ def excite(
     drawn: Sequence[Arrays],
     limits: Bounds,
     accept: Callable[[Arrays], bool],
-) -> Found:
-    """Search inputs that make what is silent on the samples fire.
+) -> Coverage:
+    """Search inputs that make what is silent on the samples fire; return what fires then.
 
     Args:
         program: The network.
         samples: Inputs by name that are there already.
         drawn: Calls to start from: the one that makes the most fire is taken first.
         limits: The least and the largest value of an element of the first input.
-        accept: Tells whether the outputs for a call can be compared.
+        accept: Takes a call that was found; tells whether its outputs can be compared.
     """
-    search, calls = _Search(program), list[Arrays]()
+    search, found = _Search(program), 0
     with torch.no_grad():
         for sample in samples:
             search.add(search.peaks(tensors(sample)))
     rows = len(next(iter(drawn[0].values())))
-    while (
-        len(calls) < CALLS and not search.coverage.complete and search.affords(rows, gradient=True)
-    ):
+    while found < CALLS and not search.coverage.complete and search.affords(rows, gradient=True):
         silent, _ = search.coverage.missing
         call, peaks = _climbed(search, _best(search, drawn), limits)
         if search.new(peaks) < max(1, FEW * silent) or not accept(call):
             break
         search.add(peaks)
-        calls.append(call)
-    return Found(search.coverage, tuple(calls))
+        found += 1
+    return search.coverage
 
 
 def _best(search: _Search, calls: Sequence[Arrays]) -> Arrays:

@@ -219,7 +219,7 @@ def _recorded(
         searched.extend(found := finite(record(source.module, [call], names)))
         return bool(found)
 
-    coverage = maker.search(settled.program, settled.specs, own, settled.samples, accept).coverage
+    coverage = maker.search(settled.program, settled.specs, own, settled.samples, accept)
     return (*own, *settled.samples, *searched), len(searched), coverage
 
 

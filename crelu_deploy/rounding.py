@@ -7,11 +7,10 @@ PyTorch's distance from float64, per channel, so that no channel's size hides an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from crelu_deploy.op import Array
 
 ENOUGH = 16
 """Elements of one row that a channel must have for a noise of its own."""

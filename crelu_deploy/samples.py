@@ -97,14 +97,19 @@ def _parts(sample: Sample) -> tuple[Arrays, ...]:
     return sample.inputs, sample.outputs, sample.floors, sample.behind
 
 
-def telling(samples: Sequence[Sample], searched: int) -> dict[int, Sample]:
+def usual(samples: tuple[Sample, ...], searched: int) -> tuple[Sample, ...]:
+    """Return the samples without the last ones, which were searched; the first at least."""
+    return samples[: max(1, len(samples) - searched)]
+
+
+def telling(samples: tuple[Sample, ...], searched: int) -> dict[int, Sample]:
     """Return by number the samples that make the most fire, for what is too much to do for all.
 
     Those that were searched, the last ones, and of the others the first with the most rows.
     """
-    usual = samples[: max(1, len(samples) - searched)]
-    first = max(range(len(usual)), key=lambda i: usual[i].rows)
-    return {i: samples[i] for i in (first, *range(len(usual), len(samples)))}
+    others = usual(samples, searched)
+    first = max(range(len(others)), key=lambda i: others[i].rows)
+    return {i: samples[i] for i in (first, *range(len(others), len(samples)))}
 
 
 def load_samples(path: Path) -> tuple[Sample, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from crelu_deploy.coverage import Coverage
-from crelu_deploy.exciting import Found, Program, excite
+from crelu_deploy.exciting import Program, excite
 from crelu_deploy.preprocessing import Preprocessing
 from crelu_deploy.runner import TensorSpec
-from crelu_deploy.samples import Arrays, Sample, read_inputs, wrapped
+from crelu_deploy.samples import Array, Arrays, Sample, read_inputs, wrapped
 from crelu_deploy.shapes import Input
 from crelu_deploy.stimuli import GAINS, is_picture, made_inputs, prepared
 
@@ -43,6 +43,7 @@ class Maker:
     inputs: tuple[Input, ...]
     how: Preprocessing | None
     seed: int
+    _known: dict[str, Array] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def example(self) -> Shapes:
@@ -65,12 +66,18 @@ class Maker:
         """
         if isinstance(self.wanted, int):
             return self.made(specs, shapes, number)
-        calls = self.calls(specs, 0)[:SEVERAL]
-        known = {s.name: np.concatenate([call[s.name] for call in calls]) for s in specs}
+        known = self._values(specs)
         return {
             spec.name: wrapped(np.roll(known[spec.name], 1 - number, 0), shape)
             for spec, shape in zip(specs, shapes, strict=True)
         }
+
+    def _values(self, specs: Sequence[TensorSpec]) -> Arrays:
+        """Return the values of each input in the user's file, which is read once for all shapes."""
+        if not self._known:
+            calls = self.calls(specs, 0)[:SEVERAL]
+            self._known.update({s.name: np.concatenate([c[s.name] for c in calls]) for s in specs})
+        return self._known
 
     def calls(self, specs: Sequence[TensorSpec], there: int) -> list[Arrays]:
         """Return the user's inputs, or random ones of the example's shape.
@@ -113,18 +120,18 @@ class Maker:
         own: Sequence[Sample],
         others: Sequence[Sample],
         accept: Callable[[Arrays], bool],
-    ) -> Found:
-        """Search inputs that make what is silent on the samples fire.
+    ) -> Coverage:
+        """Search inputs that make what is silent on the samples fire; return what fires then.
 
         Args:
             program: The network; nothing is searched without.
             specs: Its inputs.
             own: Samples of the example's shapes.
             others: Samples of other extents, the first of which has several rows.
-            accept: Tells whether the outputs for a call can be compared.
+            accept: Takes a call that was found; tells whether its outputs can be compared.
         """
         if program is None or not program.sites:
-            return Found(Coverage(), ())
+            return Coverage()
         samples = [*own[:MEASURED], *others[:1]] if program.batched else [*own[:MEASURED]]
         if program.batched and isinstance(self.wanted, int):
             samples = samples[-1:]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from crelu_deploy.op import Array
 from crelu_deploy.preprocessing import MODES, Preprocessing
 from crelu_deploy.runner import TensorSpec
-
-Array = np.ndarray[Any, Any]
 
 COARSEST = 64
 """Pixels along the largest patch of a made picture."""

@@ -77,7 +77,7 @@ def with_noise(
     module: torch.nn.Module,
     program: Program | None,
     named: Mapping[str, ir.Value],
-    samples: Sequence[Sample],
+    samples: tuple[Sample, ...],
     searched: int,
 ) -> tuple[tuple[Sample, ...], str]:
     """Return samples with the noise of each output and of values inside, and why not, in words.

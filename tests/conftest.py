@@ -65,6 +65,12 @@ def _one_thread() -> None:
         torch.set_num_threads(1)
 
 
+@pytest.fixture
+def seeded() -> None:
+    """Begin with the same weights and inputs of PyTorch's."""
+    pytest.importorskip("torch").manual_seed(0)
+
+
 @pytest.fixture(scope="session", name="digits")
 def digits_checkpoint() -> Path:
     """A trained network in a file that names its architecture: 6 sites, input 1x1x28x28."""

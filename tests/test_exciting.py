@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +14,7 @@ from crelu_deploy.bundle import Bundle
 from crelu_deploy.nn import CReLU, crelu
 from crelu_deploy.render.build import coverage_line
 
-pytestmark = pytest.mark.torch
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("seeded")]
 
 
 class Shifted(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,18 +23,9 @@ from crelu_deploy.bundle import Bundle
 from crelu_deploy.errors import CheckpointError, DeployError, ExportError, UnsupportedModel
 from crelu_deploy.nn import CReLU, crelu
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("seeded")]
 
 IMAGE = "1x2x6x5"
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 class Written(nn.Module):

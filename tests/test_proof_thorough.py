@@ -53,10 +53,8 @@ def outputs(result: ir.Model, x: np.ndarray) -> list[np.ndarray] | None:
         return None
 
 
-@settings(FUZZ, max_examples=500)
-@given(networks(), st.integers(0, 2**16))
-def test_what_is_proved_computes_the_same(network: Network, seed: int) -> None:
-    """A random change that is not refuted is none: no value of the network is another."""
+def with_a_fault(network: Network, seed: int) -> tuple[ir.Model, ir.Model, str | None]:
+    """Return a network, a lowered one with a drawn fault, and form and kind; None for no place."""
     recognised = ir.from_proto(network.model)
     recognize(recognised)
     canonical = clean(recognised)
@@ -64,7 +62,16 @@ def test_what_is_proved_computes_the_same(network: Network, seed: int) -> None:
     form = str(random.choice(list(LOWERINGS)))
     changed = lower(canonical, form).model
     kind = str(random.choice(list(KINDS)))
-    if KINDS[kind](Graph(changed, random)) is None or prove(canonical, changed).refuted:
+    planted = KINDS[kind](Graph(changed, random))
+    return canonical, changed, None if planted is None else f"{form}, {kind}"
+
+
+@settings(FUZZ, max_examples=500)
+@given(networks(), st.integers(0, 2**16))
+def test_what_is_proved_computes_the_same(network: Network, seed: int) -> None:
+    """A random change that is not refuted is none: no value of the network is another."""
+    canonical, changed, what = with_a_fault(network, seed)
+    if what is None or prove(canonical, changed).refuted:
         return
     x = np.nan_to_num(network.x, posinf=2, neginf=-2)
     before, after = outputs(canonical, x), outputs(changed, x)
@@ -73,7 +80,7 @@ def test_what_is_proved_computes_the_same(network: Network, seed: int) -> None:
     for one, two in zip(after, before, strict=True):
         limit = {"float16": 1e-2, "float32": 1e-5, "float64": 1e-11}.get(two.dtype.name, 0)
         bound = limit * float(np.abs(two).max(initial=1))
-        np.testing.assert_allclose(one, two, rtol=0, atol=bound, err_msg=f"{form}, {kind}")
+        np.testing.assert_allclose(one, two, rtol=0, atol=bound, err_msg=what)
 
 
 @pytest.mark.parametrize("start", range(1000, 1400, 100))
@@ -93,11 +100,6 @@ def values_of(result: ir.Model, x: np.ndarray) -> Arrays:
 @given(networks(), st.integers(0, 2**16))
 def test_one_term_in_a_lowered_network_is_one_value(network: Network, seed: int) -> None:
     """Whatever is changed: also what is read as part of a network that is refuted as a whole."""
-    recognised = ir.from_proto(network.model)
-    recognize(recognised)
-    canonical = clean(recognised)
-    random = np.random.default_rng(seed)
-    changed = lower(canonical, str(random.choice(list(LOWERINGS)))).model
-    KINDS[str(random.choice(list(KINDS)))](Graph(changed, random))
+    canonical, changed, _ = with_a_fault(network, seed)
     x = np.nan_to_num(network.x, posinf=2, neginf=-2)
     assert compared([(model, values_of(model, x)) for model in (canonical, changed)]) >= 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,7 @@ from crelu_deploy.bundle import Bundle
 from crelu_deploy.errors import ExportError
 from crelu_deploy.nn import crelu
 
-pytestmark = pytest.mark.torch
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("seeded")]
 
 
 class Written(nn.Module):

@@ -52,10 +52,7 @@ class Graph:
 
     def replace(self, node: ir.Node, index: int, array: Array) -> None:
         """Give a node another constant; other readers of the old one keep it."""
-        name = f"fault_{len(self.model.graph.initializers)}"
-        value = ir.val(name, const_value=ir.tensor(array, name=name))
-        self.model.graph.register_initializer(value)
-        node.replace_input_with(index, value)
+        node.replace_input_with(index, self.constant(array))
 
     def behind(self, value: ir.Value, *make: Callable[[ir.Value], ir.Node]) -> None:
         """Put nodes behind a value, one after the other: its readers read the last."""
